@@ -1,0 +1,59 @@
+//! Everything that the kernel side counts, per CPU.
+
+/// Defines the counters once: the enum, their number and their names.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident = $text:literal),+ $(,)?) => {
+        /// An index into the per-CPU counter map.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter {
+            $($(#[$doc])* $name,)+
+        }
+
+        impl Counter {
+            /// All counters, in the order of their indices.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The name that logs and metrics use.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)+
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Records handed to a ring.
+    Events = "events",
+    /// Records lost because the CPU's ring was full.
+    RingFull = "lost_ring_full",
+    /// Records lost because the CPU has no ring.
+    NoRing = "lost_no_ring",
+    /// Operations whose bytes could not be read from user memory.
+    PayloadUnread = "payload_unread",
+    /// Operations of a kind that hides its buffer (sendfile, splice, io_uring, sendmmsg of several).
+    PayloadHidden = "payload_hidden",
+    /// Operations on a socket without an inode, which cannot be named.
+    SocketUnnamed = "socket_unnamed",
+    /// The map of traced processes was full when one forked.
+    TargetsFull = "targets_full",
+    /// The map of unfinished heads was full.
+    HeadsFull = "heads_full",
+    /// The map of system calls under way was full (fallback hooks only).
+    CallsFull = "calls_full",
+    /// Samples whose kernel stack could not be taken.
+    KernelStack = "kernel_stack_failed",
+    /// Samples whose user stack could not be taken.
+    UserStack = "user_stack_failed",
+    /// Samples of a Python process on a thread without a thread state.
+    NoThreadState = "no_thread_state",
+    /// Samples whose Python stack could not be read to its end.
+    PythonBroken = "python_stack_broken",
+    /// Samples with more Python frames than fit.
+    PythonTruncated = "python_stack_truncated",
+}
+
+/// The number of counters.
+pub const COUNTERS: u32 = Counter::ALL.len() as u32;

@@ -1,0 +1,27 @@
+//! Sizes that both sides of the ring must agree on.
+
+/// The most payload bytes that one socket operation carries. A request or response head longer than
+/// this in a single operation arrives cut off.
+pub const PAYLOAD_MAX: usize = 4096;
+
+/// How many bytes of payload are captured after a head that did not end in its first operation,
+/// in bytes, before the kernel side gives the message up.
+pub const HEAD_BUDGET: u32 = 64 * 1024;
+
+/// The most iovecs of one operation that are read for payload.
+pub const IOVEC_MAX: usize = 8;
+
+/// The most kernel frames in a sample.
+pub const KERNEL_FRAMES_MAX: usize = 127;
+
+/// The most native user frames in a sample.
+pub const USER_FRAMES_MAX: usize = 127;
+
+/// The most Python frames in a sample.
+pub const PYTHON_FRAMES_MAX: usize = 192;
+
+/// The most rings, and so the most CPUs that are read from.
+pub const RINGS_MAX: u32 = 1024;
+
+/// The most processes that are traced at once.
+pub const TARGETS_MAX: u32 = 8192;

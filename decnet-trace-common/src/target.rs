@@ -1,0 +1,42 @@
+//! What the kernel side knows about a traced process.
+
+use crate::{assert_layout, pod};
+
+/// A traced process: the value of the map that the gate looks processes up in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// A set of [`flags`].
+    pub flags: u32,
+    /// 1 + the index of the process's CPython layout; 0 where it has none.
+    pub python: u32,
+    /// Where `PyThreadState*` of the running thread stands: an offset from the thread pointer
+    /// (x86-64: `fs` base); 0 where unknown.
+    pub thread_state: i64,
+}
+
+/// The bits of [`Target::flags`].
+pub mod flags {
+    /// Socket operations are recorded.
+    pub const SOCKETS: u32 = 1;
+    /// CPU samples are taken.
+    pub const SAMPLES: u32 = 1 << 1;
+    /// Put in by the kernel side itself when a traced process forked.
+    pub const INHERITED: u32 = 1 << 2;
+}
+
+/// What the user side can change while the programs run: the value of a one-entry map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Not zero: every hook returns at once.
+    pub kill: u32,
+    /// The agent's own process, which is never traced.
+    pub own_tgid: u32,
+}
+
+assert_layout! {
+    Target = 16,
+    Control = 8,
+}
+pod!(Target, Control);

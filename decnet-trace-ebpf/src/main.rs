@@ -1,0 +1,7 @@
+//! decnet-trace's eBPF programs.
+#![no_std]
+#![no_main]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -1,0 +1,136 @@
+//! A request and its response, as seen on one connection.
+
+use std::net::SocketAddr;
+
+/// Which side of the exchange the traced process is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It answered.
+    Server,
+    /// It asked.
+    Client,
+}
+
+/// How the end of an exchange was known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The body's length was known (Content-Length, or a status or method that has no body).
+    Length,
+    /// The last chunk was seen.
+    LastChunk,
+    /// The connection switched protocols (101, or 2xx to CONNECT): the exchange ends at its head.
+    Upgrade,
+    /// The side that sent the response closed the connection, which is how such a response ends.
+    Close,
+    /// The next request on the connection showed that this one was over.
+    NextRequest,
+    /// The peer went away before the response was whole.
+    PeerGone,
+    /// The traced process closed the connection before the response was whole.
+    Aborted,
+    /// The traced process ended before the response was whole.
+    ProcessExit,
+    /// Nothing more was seen for so long that the exchange was given up.
+    Idle,
+    /// The agent stopped while the exchange was under way.
+    AgentStop,
+}
+
+impl End {
+    /// The value of the attribute `decnet.end`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Length => "length",
+            Self::LastChunk => "last_chunk",
+            Self::Upgrade => "upgrade",
+            Self::Close => "close",
+            Self::NextRequest => "next_request",
+            Self::PeerGone => "peer_gone",
+            Self::Aborted => "aborted",
+            Self::ProcessExit => "process_exit",
+            Self::Idle => "idle",
+            Self::AgentStop => "agent_stop",
+        }
+    }
+
+    /// Whether the response came to its proper end.
+    pub const fn is_complete(self) -> bool {
+        matches!(
+            self,
+            Self::Length | Self::LastChunk | Self::Upgrade | Self::Close | Self::NextRequest
+        )
+    }
+}
+
+/// The two ends of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// TCP over IPv4 or IPv6.
+    Ip {
+        /// The traced process's own end.
+        local: SocketAddr,
+        /// The other end.
+        remote: SocketAddr,
+    },
+    /// A unix-domain socket.
+    Unix,
+    /// Not known.
+    Unknown,
+}
+
+/// A request and its response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// The process.
+    pub tgid: u32,
+    /// The thread that moved the request's first byte.
+    pub tid: u32,
+    /// The socket's inode number.
+    pub sock: u64,
+    /// The file descriptor of the socket in the process.
+    pub fd: i32,
+    /// The side that the process is on.
+    pub role: Role,
+    /// The two ends of the connection.
+    pub ends: Ends,
+    /// The `PyContext*` in which the request's first byte was moved; 0 where unknown.
+    pub request_context: u64,
+    /// The `PyContext*` in which the response's first byte was moved; 0 where unknown.
+    pub response_context: u64,
+    /// When the request's first byte was moved by the process, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub start: u64,
+    /// When the response's first byte was moved; `None` where there was no response.
+    pub response_start: Option<u64>,
+    /// When the last byte was moved.
+    pub end: u64,
+    /// How long the request waited in the socket before the process read it, in nanoseconds.
+    pub queued: Option<u64>,
+    /// The request's method, as it stood.
+    pub method: Box<str>,
+    /// The request's target, as it stood (a path with its query, as a rule); bytes that are not
+    /// UTF-8 replaced.
+    pub target: Box<str>,
+    /// The minor version of HTTP/1 that the request spoke.
+    pub minor_version: u8,
+    /// The value of the request's `Host`.
+    pub host: Option<Box<str>>,
+    /// The value of the request's `User-Agent`.
+    pub user_agent: Option<Box<str>>,
+    /// The value of the request's `traceparent`.
+    pub traceparent: Option<Box<str>>,
+    /// The value of the request's `tracestate`.
+    pub tracestate: Option<Box<str>>,
+    /// The final status; `None` where there was no response.
+    pub status: Option<u16>,
+    /// The request's bytes on the wire, head included.
+    pub request_bytes: u64,
+    /// The request body's bytes, after de-chunking where `Content-Length` tells it; on the wire
+    /// otherwise.
+    pub request_body: u64,
+    /// The response's bytes on the wire, heads (interim ones too) included.
+    pub response_bytes: u64,
+    /// The response body's bytes on the wire.
+    pub response_body: u64,
+    /// How the end was known.
+    pub ended_by: End,
+}

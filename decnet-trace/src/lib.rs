@@ -1,0 +1,7 @@
+//! decnet-trace: turns running Python services into spans, flamegraphs and metrics, from outside.
+//!
+//! The modules in the order of the data; see docs/architecture.md.
+
+pub mod correlate;
+pub mod decode;
+pub mod span;

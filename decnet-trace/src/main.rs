@@ -1,0 +1,3 @@
+//! The `decnet-trace` command.
+
+fn main() {}

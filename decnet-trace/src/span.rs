@@ -1,0 +1,79 @@
+//! Spans as they leave the policy: everything to the right of here (sinks) knows these types alone.
+
+use std::{borrow::Cow, sync::Arc};
+
+/// A span's kind, as in OpenTelemetry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanKind {
+    /// The process answered a request.
+    Server,
+    /// The process made a request.
+    Client,
+}
+
+/// An attribute's value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Text.
+    Str(Cow<'static, str>),
+    /// A whole number.
+    Int(i64),
+    /// A number.
+    Float(f64),
+    /// Yes or no.
+    Bool(bool),
+    /// A list of texts.
+    StrList(Vec<Cow<'static, str>>),
+}
+
+/// An attribute: a name of OpenTelemetry's semantic conventions, or one beginning with `decnet.`.
+pub type Attribute = (&'static str, Value);
+
+/// A span's status, as in OpenTelemetry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing to say.
+    Unset,
+    /// It failed, with a description (empty where the attributes say it all).
+    Error(Cow<'static, str>),
+}
+
+/// A traced process, as OpenTelemetry describes what telemetry comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resource {
+    /// The process (host pid).
+    pub tgid: u32,
+    /// `service.name`
+    pub service_name: String,
+    /// All attributes, `service.name` among them.
+    pub attributes: Vec<(Cow<'static, str>, Value)>,
+}
+
+/// A span ready for the sinks: sampled, normalised, redacted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Span {
+    /// The trace's id.
+    pub trace_id: [u8; 16],
+    /// The span's own id.
+    pub span_id: [u8; 8],
+    /// The parent span's id; all zero for a root.
+    pub parent_id: [u8; 8],
+    /// Whether the parent is in another process.
+    pub parent_is_remote: bool,
+    /// The W3C trace state, as it came in.
+    pub trace_state: Box<str>,
+    /// The span's name, of low cardinality.
+    pub name: Cow<'static, str>,
+    /// The kind.
+    pub kind: SpanKind,
+    /// Start, in nanoseconds since the Unix epoch.
+    pub start: u64,
+    /// End, in nanoseconds since the Unix epoch.
+    pub end: u64,
+    /// The attributes.
+    pub attributes: Vec<Attribute>,
+    /// The status.
+    pub status: Status,
+    /// The process.
+    pub resource: Arc<Resource>,
+}
