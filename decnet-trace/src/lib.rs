@@ -2,6 +2,7 @@
 //!
 //! The modules in the order of the data; see docs/architecture.md.
 
+pub mod bpf;
 pub mod correlate;
 pub mod decode;
 pub mod span;

@@ -1,0 +1,4 @@
+//! The kernel: what it can do, how its structs are laid out, and the programs loaded into it.
+
+pub mod btf;
+pub mod offsets;
