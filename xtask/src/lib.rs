@@ -1,1 +1,9 @@
-//! What builds, runs and tests decnet-trace.
+//! What builds, runs and tests decnet-trace: the verbs of `cargo xtask`, and the test bed.
+
+pub mod build_ebpf;
+pub mod command;
+pub mod compiler;
+pub mod debian;
+pub mod linker;
+pub mod paths;
+pub mod setup;
