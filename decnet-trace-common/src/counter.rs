@@ -39,10 +39,8 @@ counters! {
     SocketUnnamed = "socket_unnamed",
     /// The map of traced processes was full when one forked.
     TargetsFull = "targets_full",
-    /// The map of unfinished heads was full.
-    HeadsFull = "heads_full",
-    /// The map of system calls under way was full (fallback hooks only).
-    CallsFull = "calls_full",
+    /// Vectored operations of more buffers than are read.
+    IovecsCut = "iovecs_cut",
     /// Samples whose kernel stack could not be taken.
     KernelStack = "kernel_stack_failed",
     /// Samples whose user stack could not be taken.

@@ -9,7 +9,7 @@ pub const PAYLOAD_MAX: usize = 4096;
 pub const HEAD_BUDGET: u32 = 64 * 1024;
 
 /// The most iovecs of one operation that are read for payload.
-pub const IOVEC_MAX: usize = 8;
+pub const IOVEC_MAX: usize = 16;
 
 /// The most kernel frames in a sample.
 pub const KERNEL_FRAMES_MAX: usize = 127;

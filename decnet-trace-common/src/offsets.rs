@@ -62,10 +62,14 @@ pub struct KernelOffsets {
     pub file_private_data: u32,
     /// `struct socket.sk`
     pub socket_sk: u32,
+    /// `struct sock.sk_protocol`
+    pub sock_protocol: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// The offset of a field that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
-assert_layout! { KernelOffsets = 104 }
+assert_layout! { KernelOffsets = 112 }
 pod!(KernelOffsets);

@@ -13,6 +13,10 @@ pub struct Target {
     /// Where `PyThreadState*` of the running thread stands: an offset from the thread pointer
     /// (x86-64: `fs` base); 0 where unknown.
     pub thread_state: i64,
+    /// Offset of `PyThreadState.context` (a `PyContext*`), in bytes.
+    pub context: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// The bits of [`Target::flags`].
@@ -36,7 +40,7 @@ pub struct Control {
 }
 
 assert_layout! {
-    Target = 16,
+    Target = 24,
     Control = 8,
 }
 pod!(Target, Control);
