@@ -1,0 +1,6 @@
+//! One file per family of hooks: thin programs over functions that do the work.
+
+mod proc;
+mod sample;
+mod sock_op;
+mod sock_state;

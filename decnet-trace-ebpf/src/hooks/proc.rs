@@ -1,0 +1,94 @@
+//! The life of processes: forks of traced ones, programs that any executes, ends of traced ones.
+
+use aya_ebpf::{
+    helpers::bpf_get_current_comm, macros::btf_tracepoint, programs::BtfTracePointContext,
+};
+use decnet_trace_common::{
+    counter::Counter,
+    event::{Kind, Proc, ProcWhat},
+    target::flags,
+};
+
+use crate::{
+    emit::{self, count},
+    gate::{self, Current},
+    maps::TARGETS,
+    offsets::offset,
+    read,
+};
+
+#[btf_tracepoint(function = "sched_process_fork")]
+pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    try_fork(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exec")]
+pub(crate) fn sched_process_exec(_: BtfTracePointContext) -> i32 {
+    if let Some(current) = gate::current() {
+        record(current, ProcWhat::Exec, 0);
+    }
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exit")]
+pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    try_exit(&ctx);
+    0
+}
+
+/// A child of a traced process is traced from its first instruction on: waiting for the user side
+/// to say so would lose what it does until then.
+#[inline(always)]
+fn try_fork(ctx: &BtfTracePointContext) -> Option<()> {
+    let current = gate::current()?;
+    let child: *const u8 = ctx.arg(1);
+    // SAFETY: the tracepoint's second argument is the child's `struct task_struct *`.
+    let (tgid, tid): (u32, u32) = unsafe {
+        (
+            read::typed(child, offset!(task_tgid)),
+            read::typed(child, offset!(task_pid)),
+        )
+    };
+    if tgid != tid {
+        // A thread.
+        return None;
+    }
+    let mut target = *gate::target(current.tgid)?;
+    target.flags |= flags::INHERITED;
+    if TARGETS.insert(tgid, target, 0).is_err() {
+        count(Counter::TargetsFull);
+    }
+    record(Current { tgid, tid }, ProcWhat::Fork, current.tgid);
+    Some(())
+}
+
+#[inline(always)]
+fn try_exit(ctx: &BtfTracePointContext) -> Option<()> {
+    let current = gate::current()?;
+    gate::target(current.tgid)?;
+    let task: *const u8 = ctx.arg(0);
+    // SAFETY: the tracepoint's first argument is the `struct task_struct *` that ends.
+    let signal: u64 = unsafe { read::typed(task, offset!(task_signal)) };
+    let live: i32 = read::kernel(signal, offset!(signal_live))?;
+    if live != 0 {
+        // Other threads of it go on.
+        return None;
+    }
+    record(current, ProcWhat::Exit, 0);
+    // Its number may soon be another's.
+    let _ = TARGETS.remove(current.tgid);
+    Some(())
+}
+
+#[inline(always)]
+fn record(who: Current, what: ProcWhat, parent: u32) {
+    let mut record = Proc {
+        header: emit::header(Kind::Proc, who),
+        what: what as u32,
+        parent,
+        comm: bpf_get_current_comm().unwrap_or_default(),
+    };
+    record.header.len = size_of::<Proc>() as u16;
+    emit::fixed(&mut record);
+}

@@ -1,0 +1,78 @@
+//! CPU samples: what a traced process's thread was doing when the clock of its CPU ticked.
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _, bindings::BPF_F_USER_STACK, helpers::bpf_get_stack, macros::perf_event,
+    programs::PerfEventContext,
+};
+use decnet_trace_common::{
+    counter::Counter,
+    event::{Kind, Sample},
+    limits::{KERNEL_FRAMES_MAX, USER_FRAMES_MAX},
+    target,
+};
+
+use crate::{
+    emit::{self, count},
+    gate,
+    maps::{FRAMES_BYTES, SAMPLE_SCRATCH},
+    python,
+    read::mask,
+};
+
+const KERNEL_BYTES: u32 = (KERNEL_FRAMES_MAX * 8) as u32;
+const USER_BYTES: u32 = (USER_FRAMES_MAX * 8) as u32;
+
+#[perf_event]
+pub(crate) fn cpu_sample(ctx: PerfEventContext) -> u32 {
+    try_cpu_sample(&ctx);
+    0
+}
+
+#[inline(always)]
+fn try_cpu_sample(ctx: &PerfEventContext) -> Option<()> {
+    let (current, target) = gate::traced(target::flags::SAMPLES)?;
+    // SAFETY: the slot is this CPU's own, and a sample does not interrupt another.
+    let scratch = unsafe { &mut *SAMPLE_SCRATCH.get_ptr_mut(0)? };
+    let state = python::thread_state(target);
+    scratch.sample = Sample {
+        header: emit::header(Kind::Sample, current),
+        context: python::context(target),
+        thread_state: state,
+        ..Sample::default()
+    };
+    let frames = scratch.frames.as_mut_ptr();
+    // SAFETY: the verifier bounds the writes by the sizes given.
+    let kernel = unsafe { bpf_get_stack(ctx.as_ptr(), frames.cast(), KERNEL_BYTES, 0) };
+    let kernel = if kernel < 0 {
+        // A sample that interrupted user code has no kernel stack; that is no failure.
+        0
+    } else {
+        mask::<0x3ff>(kernel as u64)
+    };
+    // SAFETY: `kernel` is below 1,024, and the room is far larger.
+    let user = unsafe {
+        bpf_get_stack(
+            ctx.as_ptr(),
+            frames.add(kernel as usize).cast(),
+            USER_BYTES,
+            u64::from(BPF_F_USER_STACK),
+        )
+    };
+    let user = if user < 0 {
+        count(Counter::UserStack);
+        0
+    } else {
+        mask::<0x3ff>(user as u64)
+    };
+    scratch.sample.kernel = (kernel / 8) as u16;
+    scratch.sample.user = (user / 8) as u16;
+    let len = size_of::<Sample>() + mask::<0x1fff>(kernel + user) as usize;
+    if len > size_of::<Sample>() + FRAMES_BYTES {
+        return None;
+    }
+    scratch.sample.header.len = len as u16;
+    emit::record(ptr::from_mut(scratch).cast(), len);
+    Some(())
+}

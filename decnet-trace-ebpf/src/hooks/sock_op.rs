@@ -1,0 +1,370 @@
+//! Reads and writes of stream sockets.
+//!
+//! The tracepoints `sock_send_length` and `sock_recv_length` (Linux 6.3) fire once per operation, in
+//! the caller's context, after the data moved. They carry no buffer; the registers of the system call
+//! do. On older kernels the exits of the system calls themselves stand in: registers are the same
+//! there, and the socket is found through the file descriptor.
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    macros::{btf_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, TracePointContext},
+};
+use decnet_trace_common::{
+    counter::Counter,
+    event::{Kind, SockOp, flags},
+    limits::{HEAD_BUDGET, IOVEC_MAX, PAYLOAD_MAX},
+    target::{self, Target},
+};
+
+use crate::{
+    emit::{self, count},
+    gate::{self, Current},
+    maps::{HEADS, HeadKey, SOCK_SCRATCH, SockScratch},
+    python,
+    read::{self, mask},
+    sock::{self, Sock},
+    syscall::{self, Buffer, Call},
+};
+
+const EINTR: i32 = -4;
+const EAGAIN: i32 = -11;
+const ERESTARTSYS: i32 = -512;
+
+/// The slots of the scratch map: programs that may interrupt each other have one each.
+#[repr(u32)]
+enum Slot {
+    Recv = 0,
+    Send = 1,
+    Exit = 2,
+}
+
+#[btf_tracepoint(function = "sock_send_length")]
+pub(crate) fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
+    try_sock_length(&ctx, true);
+    0
+}
+
+#[btf_tracepoint(function = "sock_recv_length")]
+pub(crate) fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
+    try_sock_length(&ctx, false);
+    0
+}
+
+/// The exit of any system call that moves bytes on sockets; attached to each of them where the
+/// tracepoints above are missing.
+#[tracepoint]
+pub(crate) fn sys_exit_io(ctx: TracePointContext) -> u32 {
+    try_sys_exit_io(&ctx);
+    0
+}
+
+#[inline(always)]
+fn try_sock_length(ctx: &BtfTracePointContext, send: bool) -> Option<()> {
+    let (current, target) = gate::traced(target::flags::SOCKETS)?;
+    let ret: i32 = ctx.arg(1);
+    if is_retry(ret) {
+        return None;
+    }
+    // SAFETY: the first argument of both tracepoints is a `struct sock *`.
+    let sock = unsafe { sock::from_typed(ctx.arg(0)) }?;
+    let call = match syscall::current() {
+        Some(call) if call.send == send => call,
+        // sendfile, splice, several messages at once, an io_uring worker, or a write that the kernel
+        // makes of its own accord: the length is known, the bytes are not.
+        _ => Call {
+            fd: -1,
+            buffer: Buffer::Hidden,
+            send,
+            peek: false,
+        },
+    };
+    let slot = if send { Slot::Send } else { Slot::Recv };
+    operation(current, target, &sock, &call, ret, slot, 0)
+}
+
+#[inline(always)]
+fn try_sys_exit_io(ctx: &TracePointContext) -> Option<()> {
+    let (current, target) = gate::traced(target::flags::SOCKETS)?;
+    // SAFETY: the tracepoint's format is common fields (8), nr (8), ret (8); the verifier bounds it.
+    let ret = unsafe { *ctx.as_ptr().cast::<i64>().add(2) } as i32;
+    if is_retry(ret) {
+        return None;
+    }
+    let call = syscall::current()?;
+    let sock = sock::from_fd(call.fd)?;
+    operation(
+        current,
+        target,
+        &sock,
+        &call,
+        ret,
+        Slot::Exit,
+        flags::FALLBACK,
+    )
+}
+
+/// Whether nothing happened and the caller will try again.
+#[inline(always)]
+fn is_retry(ret: i32) -> bool {
+    ret == EAGAIN || ret == EINTR || ret == ERESTARTSYS
+}
+
+/// Puts the record of one operation together and hands it on.
+#[inline(always)]
+fn operation(
+    current: Current,
+    target: &Target,
+    sock: &Sock,
+    call: &Call,
+    ret: i32,
+    slot: Slot,
+    fallback: u16,
+) -> Option<()> {
+    if call.peek {
+        return None;
+    }
+    if sock.inode == 0 {
+        count(Counter::SocketUnnamed);
+        return None;
+    }
+    // SAFETY: the slot is this CPU's and this program's own until the program returns.
+    let scratch = unsafe { &mut *SOCK_SCRATCH.get_ptr_mut(slot as u32)? };
+    scratch.op = SockOp {
+        header: emit::header(Kind::SockOp, current),
+        sock: sock.inode,
+        ret,
+        fd: call.fd,
+        flags: fallback
+            | if call.send { flags::SEND } else { 0 }
+            | if sock.unix { flags::UNIX } else { 0 },
+        ..SockOp::default()
+    };
+    if ret > 0 {
+        let moved = u64::from(ret.unsigned_abs());
+        if is_wake_up(sock, call, moved) {
+            return None;
+        }
+        capture(scratch, sock, call, moved);
+    }
+    scratch.op.context = python::context(target);
+    if scratch.op.flags & flags::HEAD != 0 {
+        if !sock.unix
+            && let Some(tuple) = sock::tuple(sock.sk)
+        {
+            scratch.op.tuple = tuple;
+            scratch.op.flags |= flags::TUPLE;
+        }
+        if !call.send {
+            scratch.op.arrived = sock::arrived(sock);
+        }
+    }
+    let payload = mask::<0x1fff>(u64::from(scratch.op.payload_len)) as usize;
+    let len = size_of::<SockOp>() + payload;
+    scratch.op.header.len = len as u16;
+    emit::record(ptr::from_mut(scratch).cast(), len);
+    Some(())
+}
+
+/// Whether this is an event loop waking itself: one byte through its own unix socket pair, as
+/// asyncio's `call_soon_threadsafe` does. There is one per hand-over between threads.
+#[inline(always)]
+fn is_wake_up(sock: &Sock, call: &Call, moved: u64) -> bool {
+    if !sock.unix || moved != 1 {
+        return false;
+    }
+    match call.buffer {
+        Buffer::Flat(at) => read::user::<u8>(at) == Some(0),
+        _ => false,
+    }
+}
+
+/// Takes the first and last bytes that moved and, if they may belong to a head, the payload.
+#[inline(always)]
+fn capture(scratch: &mut SockScratch, sock: &Sock, call: &Call, moved: u64) {
+    let taken = match call.buffer {
+        Buffer::Flat(at) => flat(scratch, sock, call, at, moved),
+        Buffer::Iovecs(at, 1) => match read::user::<[u64; 2]>(at) {
+            Some([base, _]) => flat(scratch, sock, call, base, moved),
+            None => false,
+        },
+        Buffer::Iovecs(at, iovecs) => gather(scratch, sock, call, at, iovecs, moved),
+        Buffer::Hidden => {
+            count(Counter::PayloadHidden);
+            scratch.op.flags |= flags::UNREAD;
+            return;
+        }
+    };
+    if !taken {
+        count(Counter::PayloadUnread);
+        scratch.op.flags |= flags::UNREAD;
+        scratch.op.payload_len = 0;
+        scratch.op.tail_len = 0;
+    }
+}
+
+/// Bytes in one piece.
+#[inline(always)]
+fn flat(scratch: &mut SockScratch, sock: &Sock, call: &Call, at: u64, moved: u64) -> bool {
+    let op = &mut scratch.op;
+    if moved < 8 {
+        let len = mask::<7>(moved) as u32;
+        if !read::user_bytes(op.first.as_mut_ptr(), len, at) {
+            return false;
+        }
+        // The tail is right-aligned: little-endian, so to the high end of the word.
+        let word = u64::from_le_bytes(op.first);
+        op.tail = (word << ((8 - moved) * 8)).to_le_bytes();
+        op.tail_len = moved as u16;
+    } else {
+        let Some(first) = read::user(at) else {
+            return false;
+        };
+        let Some(tail) = read::user(at + moved - 8) else {
+            return false;
+        };
+        op.first = first;
+        op.tail = tail;
+        op.tail_len = 8;
+    }
+    if !wanted(op, sock, call, moved) {
+        return true;
+    }
+    let len = if moved > PAYLOAD_MAX as u64 {
+        op.flags |= flags::CUT;
+        PAYLOAD_MAX as u64
+    } else {
+        moved
+    };
+    let len = mask::<0x1fff>(len) as u32;
+    op.payload_len = len as u16;
+    read::user_bytes(scratch.payload.as_mut_ptr(), len, at)
+}
+
+/// Bytes in several pieces: all of the first 4 KiB are gathered, for where the pieces begin is where
+/// heads begin.
+#[inline(always)]
+fn gather(
+    scratch: &mut SockScratch,
+    sock: &Sock,
+    call: &Call,
+    at: u64,
+    iovecs: u64,
+    moved: u64,
+) -> bool {
+    let mut left = moved;
+    let mut taken: u64 = 0;
+    let mut last = (0, 0);
+    for i in 0..IOVEC_MAX as u64 {
+        if i >= iovecs || left == 0 {
+            break;
+        }
+        let Some([base, len]) = read::user::<[u64; 2]>(at + i * 16) else {
+            return false;
+        };
+        let len = len.min(left);
+        if len == 0 {
+            continue;
+        }
+        last = (base, len);
+        left -= len;
+        if taken < PAYLOAD_MAX as u64 {
+            let take = mask::<0x1fff>(len.min(PAYLOAD_MAX as u64 - taken));
+            if take > PAYLOAD_MAX as u64 {
+                return false;
+            }
+            let to = mask::<0xfff>(taken) as usize;
+            // SAFETY: `to` is below the payload's limit, half of its room.
+            let to = unsafe { scratch.payload.as_mut_ptr().add(to) };
+            if !read::user_bytes(to, take as u32, base) {
+                return false;
+            }
+            taken += take;
+        }
+    }
+    let op = &mut scratch.op;
+    if left > 0 {
+        count(Counter::IovecsCut);
+    } else {
+        let (base, len) = last;
+        if len >= 8 {
+            let Some(tail) = read::user(base + len - 8) else {
+                return false;
+            };
+            op.tail = tail;
+            op.tail_len = 8;
+        } else if taken == moved && taken >= 8 {
+            let from = mask::<0xfff>(taken - 8) as usize;
+            // SAFETY: `from` is below the payload's limit, and eight bytes more are within its room.
+            op.tail = unsafe {
+                scratch
+                    .payload
+                    .as_ptr()
+                    .add(from)
+                    .cast::<[u8; 8]>()
+                    .read_unaligned()
+            };
+            op.tail_len = 8;
+        }
+    }
+    // SAFETY: the payload's room is larger than eight bytes.
+    op.first = unsafe { scratch.payload.as_ptr().cast::<[u8; 8]>().read_unaligned() };
+    if taken < 8 {
+        let word = u64::from_le_bytes(op.first) & ((1 << (taken * 8)) - 1);
+        op.first = word.to_le_bytes();
+    }
+    if wanted(op, sock, call, moved) {
+        op.payload_len = taken as u16;
+        if taken < moved {
+            op.flags |= flags::CUT;
+        }
+    }
+    true
+}
+
+/// Whether the bytes may begin a head, or continue one: then they are worth their copy. Remembers
+/// sockets on which a head did not end.
+#[inline(always)]
+fn wanted(op: &mut SockOp, sock: &Sock, call: &Call, moved: u64) -> bool {
+    let key = HeadKey {
+        sock: sock.inode,
+        send: u64::from(call.send),
+    };
+    if may_begin_head(op.first[0]) {
+        op.flags |= flags::HEAD;
+        if !ends_head(op) {
+            let _ = HEADS.insert(key, HEAD_BUDGET, 0);
+        }
+        return true;
+    }
+    let Some(budget) = HEADS.get_ptr_mut(key) else {
+        return false;
+    };
+    // SAFETY: one thread at a time moves bytes in one direction of a socket; where two race, the
+    // budget is off by one operation.
+    unsafe {
+        let left = u64::from(*budget);
+        if left == 0 {
+            return false;
+        }
+        *budget = left.saturating_sub(moved.min(PAYLOAD_MAX as u64)) as u32;
+    }
+    op.flags |= flags::CONTINUATION;
+    true
+}
+
+/// Whether a head may begin with this byte: a method or `HTTP/1.` does with a letter; an empty line
+/// may stand before a request.
+#[inline(always)]
+fn may_begin_head(byte: u8) -> bool {
+    byte.is_ascii_alphabetic() || byte == b'\r' || byte == b'\n'
+}
+
+/// Whether the last bytes are the empty line that ends a head.
+#[inline(always)]
+fn ends_head(op: &SockOp) -> bool {
+    const END: u64 = u32::from_le_bytes(*b"\r\n\r\n") as u64;
+    op.tail_len >= 4 && u64::from_le_bytes(op.tail) >> 32 == END
+}

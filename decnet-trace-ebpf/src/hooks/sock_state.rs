@@ -1,0 +1,45 @@
+//! Sockets that begin to listen, and those that a traced process closes.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use decnet_trace_common::event::{Kind, SockState, tcp_state};
+
+use crate::{emit, gate, sock};
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    try_inet_sock_set_state(&ctx);
+    0
+}
+
+#[inline(always)]
+fn try_inet_sock_set_state(ctx: &BtfTracePointContext) -> Option<()> {
+    let current = gate::current()?;
+    let (old, new) = (ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8);
+    match new {
+        // Of any process: it may be one to trace.
+        tcp_state::LISTEN => {}
+        // A close by the process itself. The peer's doing reaches the process as the end of the
+        // stream or an error, which the socket hooks see. In a softirq the running process is anyone,
+        // but then the socket is none that it owns, and the correlator knows.
+        tcp_state::FIN_WAIT1 | tcp_state::LAST_ACK | tcp_state::CLOSE => {
+            gate::target(current.tgid)?;
+        }
+        _ => return None,
+    }
+    // SAFETY: the tracepoint's first argument is a `const struct sock *`.
+    let sock = unsafe { sock::from_typed(ctx.arg(0)) }?;
+    if sock.inode == 0 {
+        return None;
+    }
+    let mut record = SockState {
+        header: emit::header(Kind::SockState, current),
+        sock: sock.inode,
+        tuple: sock::tuple(sock.sk).unwrap_or_default(),
+        old,
+        new,
+        reserved: [0; 6],
+    };
+    record.header.len = size_of::<SockState>() as u16;
+    emit::fixed(&mut record);
+    Some(())
+}

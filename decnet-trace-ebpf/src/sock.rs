@@ -1,0 +1,161 @@
+//! What a socket is: its name, its kind, its two ends.
+
+use aya_ebpf::helpers::bpf_get_current_task_btf;
+use decnet_trace_common::{event::Tuple, offsets::ABSENT};
+
+use crate::{offsets::offset, read};
+
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const SOCK_STREAM: u16 = 1;
+const IPPROTO_TCP: u16 = 6;
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+
+/// A stream socket.
+#[derive(Clone, Copy)]
+pub(crate) struct Sock {
+    /// The address of its `struct sock`.
+    pub(crate) sk: u64,
+    /// Its inode number, which names it.
+    pub(crate) inode: u64,
+    /// Whether it is a unix-domain socket.
+    pub(crate) unix: bool,
+    /// Whether it speaks TCP.
+    pub(crate) tcp: bool,
+}
+
+/// How the fields of a `struct sock` are read.
+trait Reader {
+    /// The field at this offset, if it can be read.
+    fn field<T: Copy>(&self, offset: usize) -> Option<T>;
+}
+
+/// A pointer that the kernel handed over with its type: fields are plain loads.
+struct Typed(*const u8);
+
+impl Reader for Typed {
+    #[inline(always)]
+    fn field<T: Copy>(&self, offset: usize) -> Option<T> {
+        // SAFETY: made in `from_typed` alone, of a typed pointer.
+        Some(unsafe { read::typed(self.0, offset) })
+    }
+}
+
+/// An address found by following pointers: fields are read by a helper.
+struct Walked(u64);
+
+impl Reader for Walked {
+    #[inline(always)]
+    fn field<T: Copy>(&self, offset: usize) -> Option<T> {
+        read::kernel(self.0, offset)
+    }
+}
+
+/// The stream socket behind a `struct sock *` of a typed tracepoint; `None` for another kind of
+/// socket. The inode is 0 for one that no process holds.
+///
+/// # Safety
+///
+/// `sk` must be an argument that the tracepoint declares as `struct sock *`.
+#[inline(always)]
+pub(crate) unsafe fn from_typed(sk: *const u8) -> Option<Sock> {
+    let (unix, tcp) = kind(&Typed(sk))?;
+    // SAFETY: as the caller promises.
+    let socket: u64 = unsafe { read::typed(sk, offset!(sock_socket)) };
+    let inode = if socket == 0 {
+        0
+    } else {
+        read::kernel(socket, offset!(socket_inode) + offset!(inode_ino)).unwrap_or(0)
+    };
+    Some(Sock {
+        sk: sk as u64,
+        inode,
+        unix,
+        tcp,
+    })
+}
+
+/// The stream socket behind a file descriptor of the running process; `None` for anything else.
+#[inline(always)]
+pub(crate) fn from_fd(fd: i32) -> Option<Sock> {
+    // SAFETY: the helper returns the running task.
+    let files: u64 =
+        unsafe { read::typed(bpf_get_current_task_btf().cast::<u8>(), offset!(task_files)) };
+    let table: u64 = read::kernel(files, offset!(files_fdt))?;
+    let len: u32 = read::kernel(table, offset!(fdtable_max_fds))?;
+    if fd < 0 || fd as u32 >= len {
+        return None;
+    }
+    let array: u64 = read::kernel(table, offset!(fdtable_fd))?;
+    let file: u64 = read::kernel(array, fd as usize * 8)?;
+    let inode: u64 = read::kernel(file, offset!(file_inode))?;
+    let mode: u16 = read::kernel(inode, offset!(inode_mode))?;
+    if mode & S_IFMT != S_IFSOCK {
+        return None;
+    }
+    let socket: u64 = read::kernel(file, offset!(file_private_data))?;
+    let sk: u64 = read::kernel(socket, offset!(socket_sk))?;
+    let (unix, tcp) = kind(&Walked(sk))?;
+    Some(Sock {
+        sk,
+        inode: read::kernel(inode, offset!(inode_ino))?,
+        unix,
+        tcp,
+    })
+}
+
+/// Whether a socket is a unix one and whether it speaks TCP; `None` if it is no stream socket.
+#[inline(always)]
+fn kind(sk: &impl Reader) -> Option<(bool, bool)> {
+    if sk.field::<u16>(offset!(sock_type))? != SOCK_STREAM {
+        return None;
+    }
+    match sk.field::<u16>(offset!(skc_family))? {
+        AF_UNIX => Some((true, false)),
+        AF_INET | AF_INET6 => {
+            let protocol: u16 = sk.field(offset!(sock_protocol))?;
+            Some((false, protocol == IPPROTO_TCP))
+        }
+        _ => None,
+    }
+}
+
+/// The two ends of an IP socket, as its own process sees them.
+#[inline(always)]
+pub(crate) fn tuple(sk: u64) -> Option<Tuple> {
+    let mut tuple = Tuple {
+        family: read::kernel(sk, offset!(skc_family))?,
+        local_port: read::kernel(sk, offset!(skc_num))?,
+        remote_port: u16::from_be(read::kernel(sk, offset!(skc_dport))?),
+        ..Tuple::default()
+    };
+    if tuple.family == AF_INET {
+        let remote: [u8; 4] = read::kernel(sk, offset!(skc_daddr))?;
+        let local: [u8; 4] = read::kernel(sk, offset!(skc_rcv_saddr))?;
+        tuple.remote[..4].copy_from_slice(&remote);
+        tuple.local[..4].copy_from_slice(&local);
+        return Some(tuple);
+    }
+    if tuple.family != AF_INET6 || offset!(skc_v6_daddr) == ABSENT as usize {
+        return None;
+    }
+    tuple.remote = read::kernel(sk, offset!(skc_v6_daddr))?;
+    tuple.local = read::kernel(sk, offset!(skc_v6_rcv_saddr))?;
+    Some(tuple)
+}
+
+/// When the last packet reached a TCP socket, in nanoseconds of `CLOCK_MONOTONIC`; 0 where the kernel
+/// does not tell.
+///
+/// `tcp_clock_cache` (include/linux/tcp.h) is refreshed when a segment arrives and when one is sent.
+/// Between a request's arrival and its read neither happens as a rule, so it tells how long the
+/// request waited; where it errs, it errs towards a shorter wait.
+#[inline(always)]
+pub(crate) fn arrived(sock: &Sock) -> u64 {
+    if !sock.tcp || offset!(tcp_clock_cache) == ABSENT as usize {
+        return 0;
+    }
+    read::kernel(sock.sk, offset!(tcp_clock_cache)).unwrap_or(0)
+}
