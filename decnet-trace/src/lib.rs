@@ -5,4 +5,5 @@
 pub mod bpf;
 pub mod correlate;
 pub mod decode;
+pub mod error;
 pub mod span;

@@ -77,6 +77,8 @@ pub fn resolve_offsets(btf: &KernelBtf) -> Result<Resolved, MissingOffsets> {
         file_inode: fallback("file", "f_inode"),
         file_private_data: fallback("file", "private_data"),
         socket_sk: fallback("socket", "sk"),
+        sock_protocol: need("sock", "sk_protocol"),
+        reserved: 0,
     };
     if names.is_empty() {
         Ok(Resolved {
