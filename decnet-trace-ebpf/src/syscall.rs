@@ -26,14 +26,53 @@ const MSG_PEEK: u64 = 2;
 const MSGHDR_IOV: u64 = 16;
 
 /// Where an operation's bytes lie in user memory.
+///
+/// A struct rather than an enum with fields: the compiler leaves the fields of the variants that have
+/// none undefined, and the verifier refuses to see an undefined register even moved.
 #[derive(Clone, Copy)]
-pub(crate) enum Buffer {
+pub(crate) struct Buffer {
+    pub(crate) shape: Shape,
+    /// The address of the bytes, or of the iovec array; 0 where hidden.
+    pub(crate) at: u64,
+    /// The length of the iovec array; 0 where there is none.
+    pub(crate) iovecs: u64,
+}
+
+/// How an operation's bytes lie there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
     /// In one piece.
-    Flat(u64),
-    /// In the pieces of an iovec array of this length.
-    Iovecs(u64, u64),
+    Flat,
+    /// In the pieces of an iovec array.
+    Iovecs,
     /// Nowhere that the registers tell.
     Hidden,
+}
+
+impl Buffer {
+    pub(crate) const HIDDEN: Self = Self {
+        shape: Shape::Hidden,
+        at: 0,
+        iovecs: 0,
+    };
+
+    #[inline(always)]
+    const fn flat(at: u64) -> Self {
+        Self {
+            shape: Shape::Flat,
+            at,
+            iovecs: 0,
+        }
+    }
+
+    #[inline(always)]
+    const fn iovecs(at: u64, iovecs: u64) -> Self {
+        Self {
+            shape: Shape::Iovecs,
+            at,
+            iovecs,
+        }
+    }
 }
 
 /// A socket operation's call.
@@ -61,12 +100,12 @@ pub(crate) fn current() -> Option<Call> {
         )
     };
     let (buffer, send, flags) = match number {
-        READ => (Buffer::Flat(second), false, 0),
-        WRITE => (Buffer::Flat(second), true, 0),
-        RECVFROM => (Buffer::Flat(second), false, fourth),
-        SENDTO => (Buffer::Flat(second), true, 0),
-        READV => (Buffer::Iovecs(second, third), false, 0),
-        WRITEV => (Buffer::Iovecs(second, third), true, 0),
+        READ => (Buffer::flat(second), false, 0),
+        WRITE => (Buffer::flat(second), true, 0),
+        RECVFROM => (Buffer::flat(second), false, fourth),
+        SENDTO => (Buffer::flat(second), true, 0),
+        READV => (Buffer::iovecs(second, third), false, 0),
+        WRITEV => (Buffer::iovecs(second, third), true, 0),
         RECVMSG => (message(second), false, third),
         SENDMSG => (message(second), true, 0),
         // Several messages in one call: which of them this is cannot be told, unless it is the only
@@ -87,7 +126,7 @@ pub(crate) fn current() -> Option<Call> {
 #[inline(always)]
 fn message(address: u64) -> Buffer {
     match crate::read::user::<[u64; 2]>(address + MSGHDR_IOV) {
-        Some([iov, len]) => Buffer::Iovecs(iov, len),
-        None => Buffer::Hidden,
+        Some([iov, len]) => Buffer::iovecs(iov, len),
+        None => Buffer::HIDDEN,
     }
 }

@@ -6,4 +6,5 @@ pub mod bpf;
 pub mod correlate;
 pub mod decode;
 pub mod error;
+pub mod ingest;
 pub mod span;

@@ -26,7 +26,7 @@ use crate::{
     python,
     read::{self, mask},
     sock::{self, Sock},
-    syscall::{self, Buffer, Call},
+    syscall::{self, Buffer, Call, Shape},
 };
 
 const EINTR: i32 = -4;
@@ -76,7 +76,7 @@ fn try_sock_length(ctx: &BtfTracePointContext, send: bool) -> Option<()> {
         // makes of its own accord: the length is known, the bytes are not.
         _ => Call {
             fd: -1,
-            buffer: Buffer::Hidden,
+            buffer: Buffer::HIDDEN,
             send,
             peek: false,
         },
@@ -175,23 +175,21 @@ fn is_wake_up(sock: &Sock, call: &Call, moved: u64) -> bool {
     if !sock.unix || moved != 1 {
         return false;
     }
-    match call.buffer {
-        Buffer::Flat(at) => read::user::<u8>(at) == Some(0),
-        _ => false,
-    }
+    call.buffer.shape == Shape::Flat && read::user::<u8>(call.buffer.at) == Some(0)
 }
 
 /// Takes the first and last bytes that moved and, if they may belong to a head, the payload.
 #[inline(always)]
 fn capture(scratch: &mut SockScratch, sock: &Sock, call: &Call, moved: u64) {
-    let taken = match call.buffer {
-        Buffer::Flat(at) => flat(scratch, sock, call, at, moved),
-        Buffer::Iovecs(at, 1) => match read::user::<[u64; 2]>(at) {
+    let Buffer { shape, at, iovecs } = call.buffer;
+    let taken = match shape {
+        Shape::Flat => flat(scratch, sock, call, at, moved),
+        Shape::Iovecs if iovecs == 1 => match read::user::<[u64; 2]>(at) {
             Some([base, _]) => flat(scratch, sock, call, base, moved),
             None => false,
         },
-        Buffer::Iovecs(at, iovecs) => gather(scratch, sock, call, at, iovecs, moved),
-        Buffer::Hidden => {
+        Shape::Iovecs => gather(scratch, sock, call, at, iovecs, moved),
+        Shape::Hidden => {
             count(Counter::PayloadHidden);
             scratch.op.flags |= flags::UNREAD;
             return;
@@ -332,7 +330,7 @@ fn wanted(op: &mut SockOp, sock: &Sock, call: &Call, moved: u64) -> bool {
         sock: sock.inode,
         send: u64::from(call.send),
     };
-    if may_begin_head(op.first[0]) {
+    if may_begin_head(op.first[0], call.send) {
         op.flags |= flags::HEAD;
         if !ends_head(op) {
             let _ = HEADS.insert(key, HEAD_BUDGET, 0);
@@ -355,11 +353,13 @@ fn wanted(op: &mut SockOp, sock: &Sock, call: &Call, moved: u64) -> bool {
     true
 }
 
-/// Whether a head may begin with this byte: a method or `HTTP/1.` does with a letter; an empty line
-/// may stand before a request.
+/// Whether a head may begin with this byte: a method or `HTTP/1.` does with a letter, and an empty line
+/// may stand before a request. What a traced process writes itself is well-formed, and then the letter
+/// is a capital one.
 #[inline(always)]
-fn may_begin_head(byte: u8) -> bool {
-    byte.is_ascii_alphabetic() || byte == b'\r' || byte == b'\n'
+fn may_begin_head(byte: u8, send: bool) -> bool {
+    byte.is_ascii_uppercase()
+        || (!send && (byte.is_ascii_lowercase() || byte == b'\r' || byte == b'\n'))
 }
 
 /// Whether the last bytes are the empty line that ends a head.

@@ -1,0 +1,397 @@
+//! Loads the eBPF object, chooses the hooks that this kernel can carry, and attaches them.
+
+use std::path::Path;
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf},
+    programs::{
+        BtfTracePoint, PerfEvent, ProgramError, TracePoint,
+        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+    },
+    util::online_cpus,
+};
+use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
+use decnet_trace_common::{
+    counter::Counter,
+    target::{Control, Target},
+};
+
+use super::{
+    btf::KernelBtf,
+    object,
+    offsets::{Resolved, resolve_offsets},
+    tracefs::with_tracefs,
+};
+use crate::error::{Error, Result};
+
+/// Where the kernel shows its own BTF.
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// The system calls whose exits stand in for the socket hooks.
+const IO_SYSCALLS: [&str; 8] = [
+    "read", "write", "readv", "writev", "recvfrom", "sendto", "recvmsg", "sendmsg",
+];
+
+/// How many characters of the kernel's reasons an error shows, from their end.
+const REASON_MAX: usize = 400;
+
+/// How to load the programs.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// The size of each CPU's ring, in bytes: a power of two, and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Use the fallback hooks though the better ones are there.
+    pub force_fallback: bool,
+    /// Load the programs that say what they do.
+    pub log: bool,
+    /// CPU samples per second and CPU; 0 for none.
+    pub rate: u32,
+}
+
+/// Which hooks see socket operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SockHooks {
+    /// `sock_send_length` and `sock_recv_length`.
+    Tracepoints,
+    /// The exits of the read and write system calls.
+    Syscalls,
+}
+
+impl SockHooks {
+    /// What logs call it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tracepoints => "socket tracepoints",
+            Self::Syscalls => "system call exits",
+        }
+    }
+}
+
+/// The programs and maps in the kernel. Dropping it detaches and removes all of them; so does the end
+/// of the process, whatever ends it, for nothing is pinned.
+pub struct Bpf {
+    ebpf: Ebpf,
+    sock_hooks: SockHooks,
+    rate: u32,
+    rings: Vec<RingBuf<MapData>>,
+    /// Keeps the rings' outer map, whose slots the kernel clears with it.
+    _outer: ArrayOfMaps<MapData, RingBuf<MapData>>,
+    counts: PerCpuArray<MapData, u64>,
+    /// The traced processes, by thread group id.
+    pub targets: HashMap<MapData, u32, Target>,
+    control: Array<MapData, Control>,
+}
+
+/// What one program has cost since it was loaded, while run-time statistics were on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramCost {
+    /// The program's name.
+    pub name: String,
+    /// How often it ran.
+    pub runs: u64,
+    /// For how long in all, in nanoseconds.
+    pub nanos: u64,
+}
+
+impl Bpf {
+    /// Loads the programs, without attaching any.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel, its BTF or the privileges don't allow it.
+    pub fn load(options: &LoadOptions) -> Result<Self> {
+        let object = object::get(options.log)?;
+        let kernel = KernelBtf::load(Path::new(KERNEL_BTF)).map_err(|error| {
+            Error::unsupported(format!(
+                "cannot read the kernel's type information: {error}; it needs a kernel built with CONFIG_DEBUG_INFO_BTF"
+            ))
+        })?;
+        let Resolved {
+            offsets,
+            fallback_missing,
+        } = resolve_offsets(&kernel).map_err(Error::unsupported)?;
+        let sock_hooks = choose_sock_hooks(&kernel, options.force_fallback, &fallback_missing)?;
+
+        let wake = u64::from(options.ring_bytes / 4);
+        let mut ebpf = EbpfLoader::new()
+            .override_global("KERNEL_OFFSETS", &offsets, true)
+            .override_global("RING_WAKE_BYTES", &wake, true)
+            .load(object)
+            .map_err(|error| refused("load the eBPF object", &error))?;
+
+        let btf = Btf::from_sys_fs()
+            .map_err(|error| refused("read the kernel's type information", &error))?;
+        for name in [
+            "sched_process_fork",
+            "sched_process_exec",
+            "sched_process_exit",
+            "inet_sock_set_state",
+        ] {
+            load_btf_tracepoint(&mut ebpf, name, &btf)?;
+        }
+        match sock_hooks {
+            SockHooks::Tracepoints => {
+                for name in ["sock_send_length", "sock_recv_length"] {
+                    load_btf_tracepoint(&mut ebpf, name, &btf)?;
+                }
+            }
+            SockHooks::Syscalls => {
+                program::<TracePoint>(&mut ebpf, "sys_exit_io")?
+                    .load()
+                    .map_err(|error| refused("load the hook sys_exit_io", &error))?;
+            }
+        }
+        if options.rate > 0 {
+            program::<PerfEvent>(&mut ebpf, "cpu_sample")?
+                .load()
+                .map_err(|error| refused("load the hook cpu_sample", &error))?;
+        }
+
+        let mut control: Array<_, Control> = take_map(&mut ebpf, "CONTROL")?;
+        let own = Control {
+            kill: 0,
+            own_tgid: std::process::id(),
+        };
+        control
+            .set(0, own, 0)
+            .map_err(|error| refused("set the control map", &error))?;
+        let (outer, rings) = make_rings(&mut ebpf, options.ring_bytes)?;
+        Ok(Self {
+            sock_hooks,
+            rate: options.rate,
+            rings,
+            _outer: outer,
+            counts: take_map(&mut ebpf, "COUNTS")?,
+            targets: take_map(&mut ebpf, "TARGETS")?,
+            control,
+            ebpf,
+        })
+    }
+
+    /// Attaches the hooks: processes first, so that no child of a target is missed, sockets next,
+    /// samples last.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses one.
+    pub fn attach(&mut self) -> Result<()> {
+        let mut names = vec![
+            "sched_process_fork",
+            "sched_process_exec",
+            "sched_process_exit",
+            "inet_sock_set_state",
+        ];
+        match self.sock_hooks {
+            SockHooks::Tracepoints => names.extend(["sock_send_length", "sock_recv_length"]),
+            SockHooks::Syscalls => {
+                let program = program::<TracePoint>(&mut self.ebpf, "sys_exit_io")?;
+                with_tracefs(|| {
+                    IO_SYSCALLS.iter().try_for_each(|syscall| {
+                        let tracepoint = format!("sys_exit_{syscall}");
+                        program
+                            .attach("syscalls", &tracepoint)
+                            .map(|_| ())
+                            .map_err(|error| {
+                                refused(&format!("attach to syscalls/{tracepoint}"), &error)
+                            })
+                    })
+                })?;
+            }
+        }
+        for name in names {
+            program::<BtfTracePoint>(&mut self.ebpf, name)?
+                .attach()
+                .map_err(|error| refused(&format!("attach to {name}"), &error))?;
+        }
+        if self.rate > 0 {
+            let cpus = online_cpus().map_err(|(path, error)| {
+                Error::failed(format!("cannot list the online CPUs from {path}: {error}"))
+            })?;
+            let program = program::<PerfEvent>(&mut self.ebpf, "cpu_sample")?;
+            for cpu in cpus {
+                program
+                    .attach(
+                        PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                        PerfEventScope::AllProcessesOneCpu { cpu },
+                        SamplePolicy::Frequency(u64::from(self.rate)),
+                        false,
+                    )
+                    .map_err(|error| refused(&format!("sample CPU {cpu}"), &error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which hooks see socket operations.
+    pub const fn sock_hooks(&self) -> SockHooks {
+        self.sock_hooks
+    }
+
+    /// The rings, one per CPU, for the one reader that they can have.
+    pub fn take_rings(&mut self) -> Vec<RingBuf<MapData>> {
+        std::mem::take(&mut self.rings)
+    }
+
+    /// Makes every hook return at once, or work again.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the write.
+    pub fn set_kill(&mut self, kill: bool) -> Result<()> {
+        let control = Control {
+            kill: u32::from(kill),
+            own_tgid: std::process::id(),
+        };
+        self.control
+            .set(0, control, 0)
+            .map_err(|error| refused("set the kill bit", &error))
+    }
+
+    /// The kernel side's counters, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the read.
+    pub fn counts(&self) -> Result<Vec<(Counter, u64)>> {
+        Counter::ALL
+            .iter()
+            .map(|&counter| {
+                let values = self
+                    .counts
+                    .get(&(counter as u32), 0)
+                    .map_err(|error| refused("read the kernel side's counters", &error))?;
+                Ok((counter, values.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// What each loaded program has cost.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to tell.
+    pub fn costs(&self) -> Result<Vec<ProgramCost>> {
+        self.ebpf
+            .programs()
+            .filter(|(_, program)| program.fd().is_ok())
+            .map(|(name, program)| {
+                let info = program
+                    .info()
+                    .map_err(|error| refused("read a program's statistics", &error))?;
+                Ok(ProgramCost {
+                    name: name.to_owned(),
+                    runs: info.run_count(),
+                    nanos: info.run_time().as_nanos() as u64,
+                })
+            })
+            .collect()
+    }
+
+    /// The programs' logger, where they were loaded with one; its lines go to `tracing`.
+    ///
+    /// # Errors
+    ///
+    /// When the programs say nothing.
+    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        aya_log::EbpfLogger::init(&mut self.ebpf)
+            .map_err(|error| Error::failed(format!("cannot read the eBPF programs' log: {error}")))
+    }
+}
+
+/// The best socket hooks that this kernel has.
+fn choose_sock_hooks(
+    kernel: &KernelBtf,
+    force_fallback: bool,
+    fallback_missing: &[String],
+) -> Result<SockHooks> {
+    let has_tracepoints = kernel.has_typedef("btf_trace_sock_send_length")
+        && kernel.has_typedef("btf_trace_sock_recv_length");
+    if has_tracepoints && !force_fallback {
+        return Ok(SockHooks::Tracepoints);
+    }
+    if fallback_missing.is_empty() {
+        return Ok(SockHooks::Syscalls);
+    }
+    Err(Error::unsupported(format!(
+        "no socket hook fits this kernel: it lacks the tracepoints of Linux 6.3, and for the fallback its BTF lacks {}",
+        fallback_missing.join(", ")
+    )))
+}
+
+/// Makes a ring for each possible CPU and puts it into its slot.
+#[expect(
+    clippy::type_complexity,
+    reason = "a pair of maps, taken apart at the only call"
+)]
+fn make_rings(
+    ebpf: &mut Ebpf,
+    bytes: u32,
+) -> Result<(
+    ArrayOfMaps<MapData, RingBuf<MapData>>,
+    Vec<RingBuf<MapData>>,
+)> {
+    let mut outer: ArrayOfMaps<MapData, RingBuf<MapData>> = take_map(ebpf, "RINGS")?;
+    let cpus = online_cpus().map_err(|(path, error)| {
+        Error::failed(format!("cannot list the online CPUs from {path}: {error}"))
+    })?;
+    let mut rings = Vec::with_capacity(cpus.len());
+    for cpu in cpus {
+        let shape = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, bytes, 0);
+        let ring = MapData::create(shape, "RING", None)
+            .and_then(Map::from_map_data)
+            .and_then(RingBuf::try_from)
+            .map_err(|error| refused(&format!("make the ring of CPU {cpu}"), &error))?;
+        outer
+            .set(cpu, &ring, 0)
+            .map_err(|error| refused(&format!("place the ring of CPU {cpu}"), &error))?;
+        rings.push(ring);
+    }
+    Ok((outer, rings))
+}
+
+fn load_btf_tracepoint(ebpf: &mut Ebpf, name: &str, btf: &Btf) -> Result<()> {
+    program::<BtfTracePoint>(ebpf, name)?
+        .load(name, btf)
+        .map_err(|error| refused(&format!("load the hook {name}"), &error))
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or_else(|| Error::failed(format!("the eBPF object has no program {name}")))?
+        .try_into()
+        .map_err(|error| refused(&format!("use the program {name}"), &error))
+}
+
+fn take_map<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>
+where
+    M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    ebpf.take_map(name)
+        .ok_or_else(|| Error::failed(format!("the eBPF object has no map {name}")))?
+        .try_into()
+        .map_err(|error| refused(&format!("use the map {name}"), &error))
+}
+
+/// What the kernel refused, with the whole chain of reasons on one line.
+fn refused(what: &str, error: &dyn std::error::Error) -> Error {
+    let mut reasons = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let reason = error.to_string();
+        if !reasons.contains(&reason) {
+            reasons = format!("{reasons}: {reason}");
+        }
+        source = error.source();
+    }
+    // The verifier's log can run to megabytes; its end says why.
+    if let Some((cut, _)) = reasons.char_indices().rev().nth(REASON_MAX) {
+        reasons = format!("…{}", &reasons[cut..]);
+    }
+    Error::unsupported(format!(
+        "the kernel refused to {what}: {reasons}; `decnet-trace doctor` says what it can"
+    ))
+}
