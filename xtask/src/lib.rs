@@ -1,5 +1,6 @@
 //! What builds, runs and tests decnet-trace: the verbs of `cargo xtask`, and the test bed.
 
+pub mod bed;
 pub mod build_ebpf;
 pub mod command;
 pub mod compiler;
