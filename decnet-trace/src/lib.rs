@@ -7,4 +7,6 @@ pub mod correlate;
 pub mod decode;
 pub mod error;
 pub mod ingest;
+pub mod profile;
 pub mod span;
+pub mod symbolize;

@@ -1,0 +1,539 @@
+//! Equal stacks become one with a count, on the ingest thread: for a stack already known, a hash and
+//! an addition.
+
+use std::{collections::hash_map::RandomState, hash::BuildHasher, hash::Hasher};
+
+use decnet_trace_common::event::{Proc, ProcWhat, Sample, sample_flags};
+use rustc_hash::FxHashMap;
+
+use crate::{
+    decode::Frames,
+    symbolize::{Client, ProcessId, RawStack, StackId},
+};
+
+/// Which samples and frames are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Native user frames are part of a stack.
+    pub native: bool,
+    /// Kernel frames are part of a stack.
+    pub kernel: bool,
+    /// Threads are kept apart.
+    pub threads: bool,
+    /// Only samples of threads that held the GIL count.
+    pub gil_only: bool,
+    /// The most distinct stacks between two calls of [`Aggregator::take`].
+    pub stacks_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            native: false,
+            kernel: false,
+            threads: false,
+            gil_only: false,
+            stacks_max: 16 * 1024,
+        }
+    }
+}
+
+/// A distinct stack's count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// The stack.
+    pub id: StackId,
+    /// The process.
+    pub tgid: u32,
+    /// The thread, where threads are kept apart.
+    pub tid: Option<u32>,
+    /// How often it was seen.
+    pub count: u64,
+    /// When it was first seen, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub first: u64,
+    /// When it was last seen, likewise.
+    pub last: u64,
+}
+
+/// What was counted since the last time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// The stacks, oldest first.
+    pub stacks: Vec<Counted>,
+    /// All of them are before this one.
+    pub end: StackId,
+}
+
+/// Samples that were not counted, by reason, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// There were too many distinct stacks.
+    pub stacks_full: u64,
+    /// There were too many processes at once.
+    pub processes_full: u64,
+    /// The thread did not hold the GIL, and only those that do were asked for: not a loss.
+    pub without_gil: u64,
+}
+
+struct Entry {
+    counted: Counted,
+    /// Whether the symbolizer has taken it.
+    offered: bool,
+}
+
+/// The most processes at once; as many as are traced at once, and some that have just ended.
+const PROCESSES_MAX: usize = 2 * decnet_trace_common::limits::TARGETS_MAX as usize;
+
+/// Counts samples by stack.
+pub struct Aggregator {
+    options: Options,
+    symbolizer: Client,
+    /// Stacks are known by a hash alone, of 64 bits with a random key: with a full table, the odds
+    /// that two of them share one are 1 in 10^11.
+    hasher: RandomState,
+    stacks: FxHashMap<u64, Entry>,
+    processes: FxHashMap<u32, ProcessId>,
+    next_stack: u64,
+    next_process: u64,
+    dropped: Dropped,
+}
+
+impl Aggregator {
+    /// Counts nothing yet.
+    pub fn new(options: Options, symbolizer: Client) -> Self {
+        Self {
+            options,
+            symbolizer,
+            hasher: RandomState::new(),
+            stacks: FxHashMap::default(),
+            processes: FxHashMap::default(),
+            next_stack: 0,
+            next_process: 0,
+            dropped: Dropped::default(),
+        }
+    }
+
+    /// Counts a sample. Its stack, where it was counted.
+    pub fn sample(&mut self, sample: &Sample, frames: &Frames<'_>) -> Option<StackId> {
+        if self.options.gil_only && sample.flags & sample_flags::GIL == 0 {
+            self.dropped.without_gil += 1;
+            return None;
+        }
+        let header = &sample.header;
+        let process = self.process_of(header.tgid)?;
+        let tid = self.options.threads.then_some(header.tid);
+        let flags = sample.flags & (sample_flags::PYTHON_TRUNCATED | sample_flags::PYTHON_BROKEN);
+        let hash = self.hash(process, tid, flags, frames);
+        let full = self.stacks.len() >= self.options.stacks_max;
+        let entry = match self.stacks.entry(hash) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(_) if full => {
+                self.dropped.stacks_full += 1;
+                return None;
+            }
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                let id = StackId(self.next_stack);
+                self.next_stack += 1;
+                entry.insert(Entry {
+                    counted: Counted {
+                        id,
+                        tgid: header.tgid,
+                        tid,
+                        count: 0,
+                        first: header.ts,
+                        last: header.ts,
+                    },
+                    offered: false,
+                })
+            }
+        };
+        let counted = &mut entry.counted;
+        counted.count += 1;
+        // Rings of different CPUs are drained one after another.
+        counted.first = counted.first.min(header.ts);
+        counted.last = counted.last.max(header.ts);
+        if !entry.offered {
+            let collect = |wanted: bool, words: &mut dyn Iterator<Item = u64>| {
+                if wanted {
+                    words.collect()
+                } else {
+                    Box::default()
+                }
+            };
+            entry.offered = self.symbolizer.offer(Box::new(RawStack {
+                id: counted.id,
+                process,
+                tgid: header.tgid,
+                tid,
+                flags,
+                kernel: collect(self.options.kernel, &mut frames.kernel()),
+                user: collect(self.options.native, &mut frames.user()),
+                python: frames.python().collect(),
+            }));
+        }
+        Some(counted.id)
+    }
+
+    /// Takes note of a process that ended or executed another program: its addresses mean something
+    /// else from here on.
+    pub fn process(&mut self, event: &Proc) {
+        let over = event.what == ProcWhat::Exec as u32 || event.what == ProcWhat::Exit as u32;
+        let tgid = event.header.tgid;
+        if over && let Some(process) = self.processes.remove(&tgid) {
+            self.symbolizer.process_ended(process, tgid);
+        }
+    }
+
+    /// Takes what was counted since the last time, and begins anew.
+    pub fn take(&mut self) -> Counts {
+        let mut stacks: Vec<Counted> = self
+            .stacks
+            .drain()
+            .map(|(_, entry)| entry.counted)
+            .collect();
+        stacks.sort_unstable_by_key(|counted| counted.id);
+        Counts {
+            stacks,
+            end: StackId(self.next_stack),
+        }
+    }
+
+    /// What was not counted.
+    pub fn dropped(&self) -> Dropped {
+        self.dropped
+    }
+
+    fn process_of(&mut self, tgid: u32) -> Option<ProcessId> {
+        if let Some(&process) = self.processes.get(&tgid) {
+            return Some(process);
+        }
+        if self.processes.len() >= PROCESSES_MAX {
+            self.dropped.processes_full += 1;
+            return None;
+        }
+        let process = ProcessId(self.next_process);
+        self.next_process += 1;
+        self.processes.insert(tgid, process);
+        Some(process)
+    }
+
+    fn hash(&self, process: ProcessId, tid: Option<u32>, flags: u16, frames: &Frames<'_>) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write_u64(process.0);
+        hasher.write_u64(tid.map_or(u64::MAX, u64::from));
+        hasher.write_u16(flags);
+        let [kernel, user, python] = frames.as_bytes();
+        for (wanted, bytes) in [
+            (self.options.kernel, kernel),
+            (self.options.native, user),
+            (true, python),
+        ] {
+            if wanted {
+                hasher.write_usize(bytes.len());
+                hasher.write(bytes);
+            }
+        }
+        hasher.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+    use std::time::Duration;
+
+    use decnet_trace_common::event::{ABI_VERSION, Kind, PyFrame};
+
+    use super::*;
+    use crate::{
+        decode::{Event, decode},
+        profile::{Meta, Profile, collect::collect},
+        symbolize::{self, Limits, PythonFrames, PythonLocation, Reason},
+    };
+
+    /// A sample as it comes out of the ring.
+    #[derive(Clone, Default)]
+    struct Raw {
+        ts: u64,
+        tgid: u32,
+        tid: u32,
+        flags: u16,
+        kernel: Vec<u64>,
+        user: Vec<u64>,
+        python: Vec<(u64, u64)>,
+    }
+
+    impl Raw {
+        fn bytes(&self) -> Vec<u8> {
+            let counts = [self.kernel.len(), self.user.len(), self.python.len()];
+            let words = counts[0] + counts[1] + 2 * counts[2];
+            let len = u16::try_from(size_of::<Sample>() + 8 * words).unwrap();
+            let mut bytes = self.ts.to_ne_bytes().to_vec();
+            for word in [self.tgid, self.tid, 0] {
+                bytes.extend(word.to_ne_bytes());
+            }
+            bytes.extend(len.to_ne_bytes());
+            bytes.extend([Kind::Sample as u8, ABI_VERSION]);
+            bytes.extend([0; 16]);
+            for count in counts {
+                bytes.extend(u16::try_from(count).unwrap().to_ne_bytes());
+            }
+            bytes.extend(self.flags.to_ne_bytes());
+            let python = self.python.iter().flat_map(|&(code, instr)| [code, instr]);
+            for word in self.kernel.iter().chain(&self.user).copied().chain(python) {
+                bytes.extend(word.to_ne_bytes());
+            }
+            bytes
+        }
+    }
+
+    /// Names each code object by its number and each instruction as a line.
+    struct Numbers;
+
+    impl PythonFrames for Numbers {
+        fn resolve(&mut self, tgid: u32, frame: PyFrame) -> Option<PythonLocation> {
+            (frame.code != 0).then(|| PythonLocation {
+                name: format!("f{}", frame.code).into(),
+                file: format!("{tgid}.py").into(),
+                line: u32::try_from(frame.instr).unwrap_or(0),
+                first_line: 1,
+            })
+        }
+
+        fn process_ended(&mut self, _tgid: u32) {}
+    }
+
+    fn aggregator(options: Options) -> (Aggregator, Client) {
+        let (client, _) = symbolize::spawn(Limits::default(), Box::new(Numbers)).unwrap();
+        (Aggregator::new(options, client.clone()), client)
+    }
+
+    fn feed(aggregator: &mut Aggregator, raw: &Raw) -> Option<StackId> {
+        let bytes = raw.bytes();
+        let Event::Sample(sample, frames) = decode(&bytes).unwrap() else {
+            panic!("a sample was made");
+        };
+        aggregator.sample(&sample, &frames)
+    }
+
+    fn profile(aggregator: &mut Aggregator, client: &Client) -> Profile {
+        let meta = Meta {
+            rate: 100,
+            start: 0,
+            duration: Duration::from_secs(1),
+            command: String::new(),
+            lost: 0,
+        };
+        collect(aggregator.take(), client, meta, Duration::from_secs(10))
+    }
+
+    fn names(profile: &Profile) -> Vec<(Vec<&str>, u64)> {
+        profile
+            .samples
+            .iter()
+            .map(|sample| {
+                let names = sample.stack.iter().map(|frame| &*frame.name).collect();
+                (names, sample.count)
+            })
+            .collect()
+    }
+
+    fn python(tgid: u32, python: &[(u64, u64)]) -> Raw {
+        Raw {
+            tgid,
+            tid: tgid,
+            ts: 10,
+            python: python.to_vec(),
+            ..Raw::default()
+        }
+    }
+
+    /// Equal stacks are one, with a count and the time between the first and the last; what differs in
+    /// process, frame or line is another.
+    #[test]
+    fn equal_stacks_are_counted_together() {
+        let (mut aggregator, client) = aggregator(Options::default());
+        let one = python(1, &[(2, 20), (1, 10)]);
+        let first = feed(&mut aggregator, &one).unwrap();
+        let later = Raw {
+            ts: 50,
+            tid: 9,
+            ..one.clone()
+        };
+        assert_eq!(feed(&mut aggregator, &later), Some(first));
+        let earlier = Raw { ts: 5, ..one };
+        assert_eq!(feed(&mut aggregator, &earlier), Some(first));
+        for other in [
+            python(2, &[(2, 20), (1, 10)]),
+            python(1, &[(2, 21), (1, 10)]),
+            python(1, &[(2, 20)]),
+        ] {
+            assert_ne!(feed(&mut aggregator, &other), Some(first));
+        }
+        let profile = profile(&mut aggregator, &client);
+        assert_eq!(
+            names(&profile),
+            [
+                (vec!["f1", "f2"], 3),
+                (vec!["f1", "f2"], 1),
+                (vec!["f1", "f2"], 1),
+                (vec!["f2"], 1),
+            ]
+        );
+        assert_eq!((profile.samples[0].first, profile.samples[0].last), (5, 50));
+        assert_eq!(profile.samples[0].stack[1].line, 20);
+        assert_eq!(profile.samples[0].thread, None);
+    }
+
+    /// Frames and threads that were not asked for make no difference.
+    #[test]
+    fn what_is_not_asked_for_makes_no_difference() {
+        let with = Raw {
+            kernel: vec![1, 2],
+            user: vec![3],
+            ..python(1, &[(1, 1)])
+        };
+        let without = Raw {
+            tid: 5,
+            ..python(1, &[(1, 1)])
+        };
+        for (asked, expected) in [(false, 1), (true, 2)] {
+            let (mut aggregator, client) = aggregator(Options {
+                native: asked,
+                kernel: asked,
+                threads: asked,
+                ..Options::default()
+            });
+            feed(&mut aggregator, &with);
+            feed(&mut aggregator, &without);
+            let profile = profile(&mut aggregator, &client);
+            assert_eq!(profile.samples.len(), expected);
+            assert_eq!(profile.total(), 2);
+            let depth = profile.samples[0].stack.len();
+            assert_eq!(depth, if asked { 4 } else { 1 });
+            assert_eq!(profile.samples[0].thread.is_some(), asked);
+        }
+    }
+
+    /// After an exec or an exit, the same addresses are another program's.
+    #[test]
+    fn a_new_life_is_another_stack() {
+        let (mut aggregator, client) = aggregator(Options::default());
+        let raw = python(1, &[(1, 1)]);
+        let first = feed(&mut aggregator, &raw);
+        let mut event = Proc {
+            what: ProcWhat::Fork as u32,
+            ..Proc::default()
+        };
+        event.header.tgid = 1;
+        aggregator.process(&event);
+        assert_eq!(feed(&mut aggregator, &raw), first);
+        for what in [ProcWhat::Exec, ProcWhat::Exit] {
+            event.what = what as u32;
+            aggregator.process(&event);
+            assert_ne!(feed(&mut aggregator, &raw), first);
+        }
+        assert_eq!(profile(&mut aggregator, &client).samples.len(), 3);
+    }
+
+    /// Past the most distinct stacks, new ones are dropped and counted, and known ones still count.
+    #[test]
+    fn too_many_stacks_are_dropped_and_counted() {
+        let (mut aggregator, client) = aggregator(Options {
+            stacks_max: 3,
+            ..Options::default()
+        });
+        for line in [1, 2, 3, 4, 5, 1] {
+            feed(&mut aggregator, &python(1, &[(1, line)]));
+        }
+        assert_eq!(aggregator.dropped().stacks_full, 2);
+        assert_eq!(profile(&mut aggregator, &client).total(), 4);
+        // Taken, there is room again.
+        assert!(feed(&mut aggregator, &python(1, &[(1, 4)])).is_some());
+    }
+
+    /// A second profile has what was sampled since the first, named anew.
+    #[test]
+    fn each_profile_has_its_own_samples() {
+        let (mut aggregator, client) = aggregator(Options::default());
+        let raw = python(1, &[(1, 1)]);
+        for _ in 0..2 {
+            feed(&mut aggregator, &raw);
+            assert_eq!(names(&profile(&mut aggregator, &client)), [(vec!["f1"], 1)]);
+        }
+        assert_eq!(names(&profile(&mut aggregator, &client)), []);
+        assert_eq!(client.stats().get(Reason::Late), 0);
+    }
+
+    /// Only threads with the GIL count where only they are asked for; a cut stack says that it is cut;
+    /// an unreadable code object is unknown.
+    #[test]
+    fn flags_are_heeded() {
+        let (mut aggregator, client) = aggregator(Options {
+            gil_only: true,
+            ..Options::default()
+        });
+        assert_eq!(feed(&mut aggregator, &python(1, &[(1, 1)])), None);
+        assert_eq!(aggregator.dropped().without_gil, 1);
+        let held = Raw {
+            flags: sample_flags::GIL,
+            ..python(1, &[(2, 1), (0, 1)])
+        };
+        feed(&mut aggregator, &held);
+        let cut = Raw {
+            flags: sample_flags::GIL | sample_flags::PYTHON_TRUNCATED,
+            ..held
+        };
+        feed(&mut aggregator, &cut);
+        let empty = Raw {
+            python: vec![],
+            ..cut
+        };
+        feed(&mut aggregator, &empty);
+        assert_eq!(
+            names(&profile(&mut aggregator, &client)),
+            [
+                (vec!["[unknown]", "f2"], 1),
+                (vec!["[truncated]", "[unknown]", "f2"], 1),
+                (vec!["[native]"], 1),
+            ]
+        );
+    }
+
+    /// A stack that the symbolizer was too busy for is offered again when it is next seen; if it is
+    /// not, its samples still count.
+    #[test]
+    fn a_refused_stack_is_offered_again() {
+        let limits = Limits {
+            queue: 0,
+            ..Limits::default()
+        };
+        let (client, _) = symbolize::spawn(limits, Box::new(Numbers)).unwrap();
+        let mut aggregator = Aggregator::new(Options::default(), client.clone());
+        // A queue without room takes a stack only while the thread waits for one.
+        let rare = python(1, &[(1, 1)]);
+        while feed(&mut aggregator, &rare).is_some() && client.stats().get(Reason::QueueFull) == 0 {
+            aggregator.take();
+        }
+        let refused = client.stats().get(Reason::QueueFull);
+        assert_eq!(refused, 1);
+        let profile = profile(&mut aggregator, &client);
+        assert_eq!(names(&profile), [(vec!["[unresolved]"], 1)]);
+
+        let common = python(1, &[(2, 1)]);
+        let id = feed(&mut aggregator, &common).unwrap();
+        let mut count = 1;
+        while client.stack(id).is_none() {
+            assert_eq!(feed(&mut aggregator, &common), Some(id));
+            count += 1;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let profile = collect(
+            aggregator.take(),
+            &client,
+            profile.meta,
+            Duration::from_secs(10),
+        );
+        assert_eq!(names(&profile), [(vec!["f2"], count)]);
+    }
+}

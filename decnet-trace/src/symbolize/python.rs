@@ -1,0 +1,41 @@
+//! What symbolizing asks of whoever reads CPython's code objects.
+
+use std::sync::Arc;
+
+use decnet_trace_common::event::PyFrame;
+
+/// Where a Python frame is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PythonLocation {
+    /// The function's name (`co_qualname`, or `co_name` before CPython 3.11).
+    pub name: Arc<str>,
+    /// The source file (`co_filename`).
+    pub file: Arc<str>,
+    /// The line that was running; 0 where unknown.
+    pub line: u32,
+    /// The line on which the function begins (`co_firstlineno`); 0 where unknown.
+    pub first_line: u32,
+}
+
+/// Reads Python frames out of traced processes. Called on the symbolizer's thread, soon after the
+/// sample, while the code object is likely to be alive.
+pub trait PythonFrames: Send {
+    /// Where the frame is; `None` where its code object cannot be read any more, or is no code
+    /// object.
+    fn resolve(&mut self, tgid: u32, frame: PyFrame) -> Option<PythonLocation>;
+
+    /// A process ended or executed another program: what is known of it is void.
+    fn process_ended(&mut self, tgid: u32);
+}
+
+/// No Python: every frame is unknown.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPython;
+
+impl PythonFrames for NoPython {
+    fn resolve(&mut self, _tgid: u32, _frame: PyFrame) -> Option<PythonLocation> {
+        None
+    }
+
+    fn process_ended(&mut self, _tgid: u32) {}
+}
