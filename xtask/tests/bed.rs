@@ -6,14 +6,16 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     path::Path,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use xtask::bed::{
+    collector::Collector,
     load::{Load, Request, Target, Truth, monotonic_ns},
     service::{Http, Loop, Service},
-    venv::Venv,
+    venv::{Venv, default_python},
 };
 
 /// The environment, or a line that says why the test is skipped.
@@ -216,4 +218,72 @@ fn broken_application() {
         "{error}"
     );
     assert_eq!(error.lines().count(), 1);
+}
+
+/// What OpenTelemetry's own SDK sends over gRPC is read back from the collector, all of it.
+#[test]
+fn collector_receives() {
+    const SEND: &str = r#"
+import sys
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+provider = TracerProvider(resource=Resource.create({"service.name": "bed"}))
+exporter = OTLPSpanExporter(endpoint=sys.argv[1], insecure=True)
+provider.add_span_processor(BatchSpanProcessor(exporter))
+tracer = provider.get_tracer("truth", "1.0")
+for n in range(100):
+    with tracer.start_as_current_span("GET /", kind=SpanKind.SERVER, attributes={"n": n}):
+        with tracer.start_as_current_span("SELECT", kind=SpanKind.CLIENT) as span:
+            span.set_status(Status(StatusCode.ERROR, "it broke"))
+provider.shutdown()
+"#;
+    let sdk = [
+        "opentelemetry-sdk==1.45.2",
+        "opentelemetry-exporter-otlp-proto-grpc==1.45.2",
+    ];
+    let ready = default_python()
+        .and_then(|python| Venv::ensure(&python, &sdk))
+        .and_then(|venv| Ok((venv, Collector::start()?)));
+    let (venv, collector) = match ready {
+        Ok(ready) => ready,
+        Err(why) => {
+            println!("SKIPPED: no collector: {why:#}");
+            return;
+        }
+    };
+    let sent = Command::new(venv.program("python"))
+        .args(["-c", SEND, &collector.grpc_endpoint()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+    let spans = collector
+        .wait_for_spans(200, Duration::from_secs(20))
+        .unwrap();
+    assert_eq!(spans.len(), 200);
+    let ids: HashMap<_, _> = spans.iter().map(|span| (&span.span_id, span)).collect();
+    assert_eq!(ids.len(), 200);
+    let mut seen = HashSet::new();
+    for span in &spans {
+        assert_eq!(span.resource["service.name"], "Str(bed)");
+        assert_eq!(span.scope, "truth 1.0");
+        assert!(span.start > 0 && span.start <= span.end);
+        if span.parent_id.is_empty() {
+            assert_eq!((&*span.name, &*span.kind), ("GET /", "SPAN_KIND_SERVER"));
+            seen.insert(span.attributes["n"].clone());
+        } else {
+            let parent = ids[&span.parent_id];
+            assert_eq!(parent.trace_id, span.trace_id);
+            assert_eq!((&*span.name, &*span.kind), ("SELECT", "SPAN_KIND_CLIENT"));
+            assert_eq!(
+                (&*span.status, &*span.status_message),
+                ("STATUS_CODE_ERROR", "it broke")
+            );
+        }
+    }
+    assert_eq!(seen.len(), 100);
+    assert!(seen.contains("Int(99)"));
 }

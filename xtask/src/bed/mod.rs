@@ -1,6 +1,7 @@
 //! The test bed: real services, a real load with the truth about it, and a real collector. The demo
 //! and the end-to-end tests of decnet-trace stand on it.
 
+pub mod collector;
 pub mod http;
 pub mod load;
 pub mod process;

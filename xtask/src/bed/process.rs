@@ -1,11 +1,13 @@
-//! A child process that ends with its owner, and its output in a file.
+//! A child process that ends with its owner, with its output in a file.
 
 use std::{
+    env,
     fs::{self, File},
     io::{Read as _, Seek as _, SeekFrom},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -154,6 +156,37 @@ impl Drop for Process {
         let _ = self.wait(GRACE);
         self.signal(Signal::KILL);
         let _ = self.child.wait();
+    }
+}
+
+/// A folder of its own for what a process writes; it is removed with all in it when it is dropped.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// A new, empty folder with a short name: a Unix socket's path may have 107 bytes.
+    ///
+    /// # Errors
+    /// It cannot be created.
+    pub fn new() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = env::temp_dir().join(format!("decnet-bed-{}-{n}", std::process::id()));
+        // One of an earlier process with the same pid, which was killed.
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(Self(dir))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

@@ -1,20 +1,18 @@
 //! A real uvicorn with the bed's application, or another one.
 
 use std::{
-    ffi::OsString,
-    fmt, fs,
-    net::SocketAddr,
-    os::unix::net::UnixStream,
-    path::PathBuf,
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    ffi::OsString, fmt, net::SocketAddr, os::unix::net::UnixStream, path::PathBuf,
+    process::Command, time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
-use super::{load::Target, process::Process, venv::Venv};
+use super::{
+    load::Target,
+    process::{Folder, Process},
+    venv::Venv,
+};
 use crate::paths;
 
 /// How long a server may take until it listens; a loaded machine is slow.
@@ -134,7 +132,7 @@ impl Builder {
         };
         let mut app = module.to_owned();
         app.push(":app");
-        let dir = new_folder()?;
+        let dir = Folder::new()?;
         let mut uvicorn = Command::new(venv.program("uvicorn"));
         uvicorn
             .arg(app)
@@ -144,7 +142,7 @@ impl Builder {
             .args(["--http", &self.http.to_string()])
             .args(["--log-level", "info", "--no-access-log", "--no-use-colors"])
             .args(&self.args)
-            .current_dir(&dir)
+            .current_dir(dir.path())
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("PYTHONUNBUFFERED", "1")
             // What the caller's own environment says about Python is not meant for it.
@@ -152,7 +150,7 @@ impl Builder {
             .env_remove("PYTHONHOME")
             .env_remove("WEB_CONCURRENCY")
             .envs(self.env.iter().map(|(name, value)| (name, value)));
-        let socket = dir.join("socket");
+        let socket = dir.path().join("socket");
         if self.uds {
             uvicorn.arg("--uds").arg(&socket);
         } else {
@@ -162,15 +160,10 @@ impl Builder {
         if self.workers > 1 {
             uvicorn.args(["--workers", &self.workers.to_string()]);
         }
-        let mut process = Process::start(&mut uvicorn, &dir.join("log"))?;
+        let mut process = Process::start(&mut uvicorn, &dir.path().join("log"))?;
         let ready = process
             .wait_for(START, |log| Ready::read(log, self.workers))
-            .with_context(|| {
-                format!(
-                    "uvicorn did not start (all it wrote: {})",
-                    process.log().display()
-                )
-            })?;
+            .context("uvicorn does not start")?;
         let target = if self.uds {
             UnixStream::connect(&socket)
                 .with_context(|| format!("nothing listens on {}", socket.display()))?;
@@ -183,7 +176,7 @@ impl Builder {
             workers: ready.pids,
             target,
             process,
-            _dir: Folder(dir),
+            _dir: dir,
         })
     }
 }
@@ -285,27 +278,6 @@ impl Ready {
             pids,
         })
     }
-}
-
-/// A folder that is removed with all that is in it when it is dropped.
-#[derive(Debug)]
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A new folder with a short name: a Unix socket's path may have 107 bytes.
-pub(super) fn new_folder() -> Result<PathBuf> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    let dir = std::env::temp_dir().join(format!("decnet-bed-{}-{n}", std::process::id()));
-    // One of an earlier process with the same pid, which was killed.
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    Ok(dir)
 }
 
 #[cfg(test)]
