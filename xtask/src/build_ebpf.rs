@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -24,9 +25,10 @@ pub enum Flavour {
 }
 
 impl Flavour {
-    /// Where its object goes.
+    /// Where its object goes: the workspace's `target`, wherever cargo builds, for that is where
+    /// decnet-trace's build script looks.
     pub fn object(self) -> PathBuf {
-        paths::target().join(match self {
+        paths::workspace().join("target").join(match self {
             Self::Plain => "decnet-trace.bpf.o",
             Self::Log => "decnet-trace-log.bpf.o",
         })
@@ -46,7 +48,9 @@ pub fn build(flavour: Flavour) -> Result<PathBuf> {
 /// # Errors
 /// The crate does not compile.
 pub fn build_with(toolchain: &Toolchain, flavour: Flavour) -> Result<PathBuf> {
-    cargo(toolchain, "build", flavour, &[])?;
+    if !shown(&mut cargo(toolchain, "build", flavour, &[]))?.success() {
+        bail!("the eBPF crate does not build (see above)");
+    }
     // The file is written anew only when its bytes changed: what embeds it is then not rebuilt.
     let built = target().join("bpfel-unknown-none/release/decnet-trace-ebpf");
     let object = flavour.object();
@@ -58,16 +62,31 @@ pub fn build_with(toolchain: &Toolchain, flavour: Flavour) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Runs a verb of cargo on the eBPF crate as it is built for BPF.
+/// Looks for warnings in the eBPF crate: with clippy where the compiler that builds it has one, else
+/// with that compiler alone.
 ///
 /// # Errors
-/// Cargo fails; it said why.
-pub fn cargo(
+/// There are warnings, or it does not compile.
+pub fn check(toolchain: &Toolchain) -> Result<()> {
+    let mut check = cargo(toolchain, "check", Flavour::Log, &["-Dwarnings"]);
+    let clippy = toolchain.compiler.sysroot.join("bin/clippy-driver");
+    if clippy.exists() {
+        // As cargo-clippy does; that one would take the toolchain in use instead of this one.
+        check.env("RUSTC_WORKSPACE_WRAPPER", clippy);
+    }
+    if !shown(&mut check)?.success() {
+        bail!("the eBPF crate has warnings (see above)");
+    }
+    Ok(())
+}
+
+/// A verb of cargo on the eBPF crate as it is built for BPF.
+fn cargo(
     Toolchain { compiler, linker }: &Toolchain,
     verb: &str,
     flavour: Flavour,
     rustflags: &[&str],
-) -> Result<()> {
+) -> Command {
     let arch = compiler.host.split('-').next().unwrap_or_default();
     let cfg = format!("--cfg=bpf_target_arch=\"{}\"", bpf_target_arch(arch));
     let mut flags = vec![&*cfg, "-Cdebuginfo=2", "-Clink-arg=--btf"];
@@ -88,10 +107,7 @@ pub fn cargo(
     if flavour == Flavour::Log {
         cargo.args(["--features", "log"]);
     }
-    if !shown(&mut cargo)?.success() {
-        bail!("the eBPF crate does not {verb} (see above)");
-    }
-    Ok(())
+    cargo
 }
 
 /// A target directory of its own: a build of the user side never waits for its lock.
@@ -113,6 +129,10 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<bool> {
     let new = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
     if fs::read(to).is_ok_and(|old| old == new) {
         return Ok(false);
+    }
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
     }
     // Through a rename: who reads it meanwhile sees the old file or the new one.
     let part = to.with_extension("part");

@@ -1,11 +1,11 @@
 //! `cargo xtask`: see `cargo xtask --help`.
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use xtask::{
     build_ebpf::{self, Flavour},
-    setup,
+    demo, run, setup, test,
 };
 
 /// Builds, runs and tests decnet-trace.
@@ -14,7 +14,9 @@ use xtask::{
     bin_name = "cargo xtask",
     after_help = "Examples:\n  \
         cargo xtask setup        get what the eBPF side is built with\n  \
-        cargo xtask build-ebpf   build the eBPF object"
+        cargo xtask build-ebpf   build the eBPF object\n  \
+        cargo xtask run --demo   see the agent at work on two sample services\n  \
+        cargo xtask test         every check and test"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -40,6 +42,36 @@ enum Verb {
         #[arg(long)]
         log: bool,
     },
+    /// Builds both sides and runs the agent as root, or shows it at work
+    #[command(after_help = "Examples:\n  \
+        cargo xtask run -- --port 8000                `decnet-trace run --port 8000`, with sudo where needed\n  \
+        cargo xtask run --demo                        two sample services under load, traced for 20 s\n  \
+        cargo xtask run --demo --duration 5           a shorter one\n  \
+        cargo xtask run --demo -- --spans-file s.json a demo with one more flag for the agent")]
+    Run {
+        /// Start two sample FastAPI services, put load on them, and trace them
+        #[arg(long)]
+        demo: bool,
+        /// How long the demo traces, in seconds
+        #[arg(long, value_name = "SECS", default_value = "20", requires = "demo",
+            value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        duration: u64,
+        /// Arguments for `decnet-trace run`
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// Every check: formatting, lints, the eBPF object, the rootless and the end-to-end tests
+    #[command(
+        after_help = "Gets what it needs first. The end-to-end tests run as root (with sudo where \
+        needed).\nA test that cannot run here says `SKIPPED: why` and counts as skipped. The last line \
+        on standard output is\n`N passed, N failed, N skipped`.\n\nExamples:\n  \
+        cargo xtask test\n  cargo xtask test --rootless   without the end-to-end tests"
+    )]
+    Test {
+        /// Leave out the end-to-end tests, which need root
+        #[arg(long)]
+        rootless: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -48,6 +80,15 @@ fn main() -> ExitCode {
         Verb::BuildEbpf { log } => {
             build_ebpf::build(if log { Flavour::Log } else { Flavour::Plain }).map(drop)
         }
+        Verb::Run {
+            demo: true,
+            duration,
+            args,
+        } => demo::run(Duration::from_secs(duration), &args),
+        Verb::Run { args, .. } => match run::run(&args) {
+            Err(why) => Err(why),
+        },
+        Verb::Test { rootless } => test::run(rootless),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,7 +4,7 @@ use std::{
     env,
     fs::{self, File},
     io::{Read as _, Seek as _, SeekFrom},
-    os::unix::process::CommandExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -13,7 +13,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, kill_process_group, set_parent_process_death_signal, waitid,
+};
 
 /// How long a process group has to end by itself after SIGTERM.
 const GRACE: Duration = Duration::from_secs(3);
@@ -116,7 +118,14 @@ impl Process {
     /// # Errors
     /// The kernel refuses to say.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().context("cannot wait for a child")
+        // It stays a zombie until the drop: nobody else gets its pid, or that as a group's, before.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(Pid::from_child(&self.child)), options)
+            .context("cannot wait for a child")?;
+        Ok(status.map(|status| {
+            let code = status.exit_status().unwrap_or_default() << 8;
+            ExitStatus::from_raw(status.terminating_signal().unwrap_or(code))
+        }))
     }
 
     /// Waits for its end, at most `limit`.
@@ -142,11 +151,7 @@ impl Process {
 
     /// Sends a signal to the process and its group. That it is gone already is no error.
     pub fn signal(&self, signal: Signal) {
-        // The group's id is the pid, which is not reused before the child is waited for; after
-        // that, the group may still hold children of its own.
-        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process_group(group, signal);
-        }
+        let _ = kill_process_group(Pid::from_child(&self.child), signal);
     }
 }
 
@@ -154,6 +159,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.signal(Signal::TERM);
         let _ = self.wait(GRACE);
+        // Also for what is left of the group when its first process has ended.
         self.signal(Signal::KILL);
         let _ = self.child.wait();
     }
@@ -227,6 +233,18 @@ mod tests {
             );
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// The exit code, or the signal that ended it, is told right, and again when asked again.
+    #[test]
+    fn end_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = Duration::from_secs(10);
+        let mut process = shell(&dir, "exit 7");
+        assert_eq!(process.wait(limit).unwrap().code(), Some(7));
+        assert_eq!(process.wait(limit).unwrap().code(), Some(7));
+        let mut process = shell(&dir, "kill -9 $$");
+        assert_eq!(process.wait(limit).unwrap().signal(), Some(9));
     }
 
     /// A process that dies instead of getting ready is reported with its own last words.

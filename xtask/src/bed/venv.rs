@@ -155,16 +155,22 @@ impl Venv {
     }
 }
 
-/// Debian's `/usr/bin/python3`, or where there is none the first `python3` in `PATH`.
+/// Debian's `/usr/bin/python3`, or where there is none the first `python3` in `PATH`; where there is
+/// neither, Debian's is installed.
 ///
 /// # Errors
-/// There is neither.
+/// There is neither, and it cannot be installed.
 pub fn default_python() -> Result<PathBuf> {
     let debian = Path::new(DEBIAN);
     if debian.exists() {
         return Ok(debian.to_owned());
     }
-    in_path("python3").context("no python3: install it (apt-get install python3 python3-venv)")
+    if let Some(python) = in_path("python3") {
+        return Ok(python);
+    }
+    say("installing Debian's python3 with apt-get");
+    debian::install(&["python3", "python3-venv"]).context("there is no python3")?;
+    Ok(debian.to_owned())
 }
 
 /// A CPython of that version, like `3.12`: the system's, pyenv's, or one in `PATH`.
