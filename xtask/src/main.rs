@@ -44,10 +44,10 @@ enum Verb {
     },
     /// Builds both sides and runs the agent as root, or shows it at work
     #[command(after_help = "Examples:\n  \
-        cargo xtask run -- --port 8000                `decnet-trace run --port 8000`, with sudo where needed\n  \
-        cargo xtask run --demo                        two sample services under load, traced for 20 s\n  \
-        cargo xtask run --demo --duration 5           a shorter one\n  \
-        cargo xtask run --demo -- --spans-file s.json a demo with one more flag for the agent")]
+        cargo xtask run -- --port 8000      run the agent on what listens there\n  \
+        cargo xtask run --demo              trace two sample services for 20 s\n  \
+        cargo xtask run --demo --duration 5\n  \
+        cargo xtask run --demo -- --spans-file s.json")]
     Run {
         /// Start two sample FastAPI services, put load on them, and trace them
         #[arg(long)]
@@ -64,7 +64,7 @@ enum Verb {
     #[command(
         after_help = "Gets what it needs first. The end-to-end tests run as root (with sudo where \
         needed).\nA test that cannot run here says `SKIPPED: why` and counts as skipped. The last line \
-        on standard output is\n`N passed, N failed, N skipped`.\n\nExamples:\n  \
+        is\n`N passed, N failed, N skipped`.\n\nExamples:\n  \
         cargo xtask test\n  cargo xtask test --rootless   without the end-to-end tests"
     )]
     Test {
