@@ -5,6 +5,7 @@
 pub mod bpf;
 pub mod correlate;
 pub mod decode;
+pub mod discover;
 pub mod error;
 pub mod ingest;
 pub mod profile;
