@@ -8,6 +8,8 @@ pub mod decode;
 pub mod discover;
 pub mod error;
 pub mod ingest;
+pub mod policy;
 pub mod profile;
 pub mod span;
 pub mod symbolize;
+pub mod telemetry;

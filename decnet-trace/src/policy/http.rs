@@ -1,0 +1,333 @@
+//! The attributes of HTTP spans, as OpenTelemetry's semantic conventions have them
+//! (<https://opentelemetry.io/docs/specs/semconv/http/http-spans/>, stable since 1.23).
+
+use std::{borrow::Cow, net::SocketAddr};
+
+use super::{
+    Link, PolicyConfig,
+    redact::{self, TEXT_MAX, cut},
+    route::Route,
+    segment::{MASK, mask_addresses},
+    target::{Target, host_and_port},
+};
+use crate::{
+    correlate::exchange::{End, Ends, Exchange, Role},
+    span::{Attribute, Status, Value},
+};
+
+/// The longest `user_agent.original`, in bytes.
+const USER_AGENT_MAX: usize = 256;
+
+/// The longest `http.request.method_original`, in bytes.
+const METHOD_MAX: usize = 32;
+
+/// More attributes than a span has.
+const ATTRIBUTES: usize = 32;
+
+/// What an exchange says, taken apart once.
+#[derive(Debug)]
+pub(super) struct Facts<'a> {
+    exchange: &'a Exchange,
+    config: &'a PolicyConfig,
+    method: Option<&'static str>,
+    target: Target<'a>,
+    error: Option<Cow<'static, str>>,
+}
+
+impl<'a> Facts<'a> {
+    pub(super) fn new(exchange: &'a Exchange, config: &'a PolicyConfig) -> Self {
+        Self {
+            exchange,
+            config,
+            method: known(&exchange.method),
+            target: Target::parse(&exchange.method, &exchange.target),
+            error: error(exchange),
+        }
+    }
+
+    /// The path as it stood: for the route only, it is not redacted.
+    pub(super) fn path(&self) -> &'a str {
+        self.target.path
+    }
+
+    /// The method as span names have it.
+    pub(super) fn name(&self) -> &'static str {
+        self.method.unwrap_or("HTTP")
+    }
+
+    pub(super) fn status(&self) -> Status {
+        match self.error {
+            Some(_) => Status::Error(Cow::Borrowed("")),
+            None => Status::Unset,
+        }
+    }
+
+    pub(super) fn attributes(&self, route: Route<'_>, link: Link) -> Vec<Attribute> {
+        let mut out = Attributes(Vec::with_capacity(ATTRIBUTES));
+        let exchange = self.exchange;
+        out.text("http.request.method", self.method.unwrap_or("_OTHER"));
+        if self.method.is_none() {
+            let original = cut(&exchange.method, METHOD_MAX).to_owned();
+            out.text("http.request.method_original", original);
+        }
+        match exchange.role {
+            Role::Server => self.server(&mut out, route),
+            Role::Client => self.client(&mut out, route),
+        }
+        if let Some(source) = route.source() {
+            out.text("decnet.route.source", source);
+        }
+        if let Some(status) = exchange.status {
+            out.int("http.response.status_code", u64::from(status));
+        }
+        if let Some(error) = &self.error {
+            out.text("error.type", error.clone());
+        }
+        out.text("network.protocol.name", "http");
+        out.text("network.protocol.version", version(exchange.minor_version));
+        self.network(&mut out);
+        if let Some(agent) = &exchange.user_agent {
+            let agent = cut(agent, USER_AGENT_MAX);
+            let shown = match self.config.redact {
+                true => mask_addresses(agent),
+                false => Cow::Borrowed(agent),
+            };
+            out.text("user_agent.original", shown.into_owned());
+        }
+        self.sizes(&mut out);
+        if let Some(queued) = exchange.queued {
+            let seconds = Value::Float(queued as f64 / 1e9);
+            out.0.push(("decnet.queue.duration", seconds));
+        }
+        out.text("decnet.end", exchange.ended_by.as_str());
+        out.text("decnet.link", link.as_str());
+        out.0
+    }
+
+    fn server(&self, out: &mut Attributes, route: Route<'_>) {
+        out.text("url.scheme", self.scheme());
+        if !self.target.path.is_empty() {
+            out.text("url.path", self.shown_path().into_owned());
+        }
+        if let Some(query) = self.shown_query() {
+            out.text("url.query", query.into_owned());
+        }
+        if let Some(route) = route.name() {
+            out.text("http.route", route.to_owned());
+        }
+        match (self.host(), &self.exchange.ends) {
+            (Some((host, port)), _) => {
+                out.text("server.address", host.to_owned());
+                // Without a port in it, `Host` says what a proxy in front may have been asked on; the
+                // port of this very socket stands in network.local.port.
+                if let Some(port) = port {
+                    out.int("server.port", u64::from(port));
+                }
+            }
+            (None, Ends::Ip { local, .. }) => out.address("server.address", "server.port", local),
+            (None, _) => {}
+        }
+        if let Ends::Ip { remote, .. } = &self.exchange.ends {
+            out.text("client.address", remote.ip().to_canonical().to_string());
+        }
+    }
+
+    fn client(&self, out: &mut Attributes, route: Route<'_>) {
+        let host = self.host();
+        let scheme = self.scheme();
+        match (host, &self.exchange.ends) {
+            (Some((host, port)), ends) => {
+                out.text("server.address", host.to_owned());
+                let port = match (port, ends) {
+                    (Some(port), _) => Some(port),
+                    (None, Ends::Unix) => None,
+                    (None, _) => default_port(&scheme),
+                };
+                if let Some(port) = port {
+                    out.int("server.port", u64::from(port));
+                }
+            }
+            (None, Ends::Ip { remote, .. }) => out.address("server.address", "server.port", remote),
+            (None, _) => {}
+        }
+        // CONNECT has no URL: its target is a host.
+        if self.method != Some("CONNECT") {
+            out.text("url.full", self.full(&scheme, host));
+        }
+        out.text("url.scheme", scheme);
+        if let Some(template) = route.name() {
+            out.text("url.template", template.to_owned());
+        }
+    }
+
+    fn network(&self, out: &mut Attributes) {
+        match &self.exchange.ends {
+            Ends::Ip { local, remote } => {
+                out.text("network.transport", "tcp");
+                out.text(
+                    "network.type",
+                    match remote.ip().to_canonical().is_ipv4() {
+                        true => "ipv4",
+                        false => "ipv6",
+                    },
+                );
+                out.address("network.peer.address", "network.peer.port", remote);
+                out.address("network.local.address", "network.local.port", local);
+            }
+            Ends::Unix => out.text("network.transport", "unix"),
+            Ends::Unknown => {}
+        }
+    }
+
+    fn sizes(&self, out: &mut Attributes) {
+        let exchange = self.exchange;
+        out.int("http.request.size", exchange.request_bytes);
+        if exchange.request_body > 0 {
+            out.int("http.request.body.size", exchange.request_body);
+        }
+        if exchange.status.is_some() {
+            out.int("http.response.size", exchange.response_bytes);
+            out.int("http.response.body.size", exchange.response_body);
+        }
+    }
+
+    /// The host that was asked for: that of an absolute target comes before `Host` (RFC 9112 §3.2.2).
+    fn host(&self) -> Option<(&'a str, Option<u16>)> {
+        self.target
+            .authority
+            .or(self.exchange.host.as_deref())
+            .map(str::trim)
+            .and_then(host_and_port)
+    }
+
+    /// The scheme of an absolute target; else `http`, which is what is read in clear.
+    fn scheme(&self) -> Cow<'static, str> {
+        match self.target.scheme {
+            Some(scheme) if scheme.eq_ignore_ascii_case("https") => Cow::Borrowed("https"),
+            Some(scheme) if !scheme.eq_ignore_ascii_case("http") && scheme.len() <= 16 => {
+                Cow::Owned(scheme.to_ascii_lowercase())
+            }
+            _ => Cow::Borrowed("http"),
+        }
+    }
+
+    fn shown_path(&self) -> Cow<'a, str> {
+        match self.config.redact {
+            true => redact::path(self.target.path),
+            false => Cow::Borrowed(cut(self.target.path, TEXT_MAX)),
+        }
+    }
+
+    fn shown_query(&self) -> Option<Cow<'a, str>> {
+        let query = self.target.query.filter(|query| !query.is_empty())?;
+        Some(match self.config.redact {
+            true => redact::query(query, &self.config.query_allow),
+            false => Cow::Borrowed(cut(query, TEXT_MAX)),
+        })
+    }
+
+    /// The URL of a request that the process made. Credentials are masked, whatever the configuration.
+    fn full(&self, scheme: &str, host: Option<(&str, Option<u16>)>) -> String {
+        use std::fmt::Write as _;
+
+        let path = self.shown_path();
+        let mut url = String::with_capacity(16 + path.len());
+        let _ = write!(url, "{scheme}://");
+        if self.target.credentials.is_some() {
+            let _ = write!(url, "{MASK}:{MASK}@");
+        }
+        match (host, &self.exchange.ends) {
+            (Some((host, port)), _) => {
+                let _ = match host.contains(':') {
+                    true => write!(url, "[{host}]"),
+                    false => write!(url, "{host}"),
+                };
+                if let Some(port) = port {
+                    let _ = write!(url, ":{port}");
+                }
+            }
+            (None, Ends::Ip { remote, .. }) => {
+                let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+                let _ = write!(url, "{remote}");
+            }
+            (None, _) => {}
+        }
+        if path != "*" {
+            url.push_str(&path);
+        }
+        if let Some(query) = self.shown_query() {
+            url.push('?');
+            url.push_str(&query);
+        }
+        url
+    }
+}
+
+/// The methods of RFC 9110, and PATCH and QUERY: what the conventions call known.
+fn known(method: &str) -> Option<&'static str> {
+    Some(match method {
+        "GET" => "GET",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "HEAD" => "HEAD",
+        "OPTIONS" => "OPTIONS",
+        "CONNECT" => "CONNECT",
+        "TRACE" => "TRACE",
+        "QUERY" => "QUERY",
+        _ => return None,
+    })
+}
+
+/// The value of `error.type`, where the exchange failed: a status that is an error for this side, or an
+/// end that broke it off. What the agent itself gave up is no failure of the service.
+fn error(exchange: &Exchange) -> Option<Cow<'static, str>> {
+    let from = match exchange.role {
+        Role::Server => 500,
+        Role::Client => 400,
+    };
+    if let Some(status) = exchange.status.filter(|status| *status >= from) {
+        return Some(Cow::Owned(status.to_string()));
+    }
+    match exchange.ended_by {
+        End::PeerGone | End::Aborted | End::ProcessExit => {
+            Some(Cow::Borrowed(exchange.ended_by.as_str()))
+        }
+        _ => None,
+    }
+}
+
+fn default_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    }
+}
+
+fn version(minor: u8) -> Cow<'static, str> {
+    match minor {
+        0 => Cow::Borrowed("1.0"),
+        1 => Cow::Borrowed("1.1"),
+        other => Cow::Owned(format!("1.{other}")),
+    }
+}
+
+struct Attributes(Vec<Attribute>);
+
+impl Attributes {
+    fn text(&mut self, name: &'static str, value: impl Into<Cow<'static, str>>) {
+        self.0.push((name, Value::Str(value.into())));
+    }
+
+    fn int(&mut self, name: &'static str, value: u64) {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        self.0.push((name, Value::Int(value)));
+    }
+
+    fn address(&mut self, address: &'static str, port: &'static str, at: &SocketAddr) {
+        self.text(address, at.ip().to_canonical().to_string());
+        self.int(port, u64::from(at.port()));
+    }
+}

@@ -1,0 +1,466 @@
+//! Routes: paths of low cardinality.
+//!
+//! A path's route is known in one of two ways. A template learned elsewhere (from the framework's own
+//! table of routes) is true and comes first; [`Routes::learn`] takes it. Without one, the path is
+//! folded: segments that look like ids give way to placeholders. Either way a service has a bounded
+//! number of routes, and what comes after shares one name.
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::segment::{Secret, Shape, is_hash, parts, shape};
+
+/// The name of all routes beyond a service's bound.
+pub const OVERFLOW: &str = "{overflow}";
+
+/// The most segments of a folded path; the rest is one placeholder.
+const SEGMENTS_MAX: usize = 12;
+
+/// The longest folded path, in bytes.
+const ROUTE_MAX: usize = 200;
+
+/// The placeholder for the rest of a path that is too long or too deep.
+const REST: &str = "{rest}";
+
+/// The most services with routes of their own; services beyond share one table.
+const SERVICES_MAX: usize = 256;
+
+/// The most templates that one service teaches.
+const TEMPLATES_MAX: usize = 4096;
+
+/// How a route was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route<'a> {
+    /// A template of the service's own.
+    Learned(&'a str),
+    /// Folded from the path.
+    Folded(&'a str),
+    /// The service has too many routes: [`OVERFLOW`].
+    Overflow,
+    /// The service itself said that there is no such path, and no other request showed otherwise.
+    Unknown,
+}
+
+impl<'a> Route<'a> {
+    /// The name, where there is one.
+    pub fn name(self) -> Option<&'a str> {
+        match self {
+            Self::Learned(name) | Self::Folded(name) => Some(name),
+            Self::Overflow => Some(OVERFLOW),
+            Self::Unknown => None,
+        }
+    }
+
+    /// The value of `decnet.route.source`.
+    pub fn source(self) -> Option<&'static str> {
+        match self {
+            Self::Learned(_) => Some("learned"),
+            Self::Folded(_) => Some("folded"),
+            Self::Overflow => Some("overflow"),
+            Self::Unknown => None,
+        }
+    }
+}
+
+/// The routes of all services.
+#[derive(Debug)]
+pub struct Routes {
+    max: usize,
+    services: FxHashMap<Box<str>, Service>,
+    others: Service,
+    scratch: String,
+}
+
+#[derive(Debug, Default)]
+struct Service {
+    learned: Vec<Template>,
+    folded: FxHashSet<Box<str>>,
+}
+
+impl Routes {
+    /// Routes of which no service has more than `max`, learned ones not counted.
+    pub fn new(max: usize) -> Self {
+        Self {
+            max,
+            services: FxHashMap::default(),
+            others: Service::default(),
+            scratch: String::new(),
+        }
+    }
+
+    /// Takes a service's own templates, in the order in which the service tries them, in place of
+    /// those before: `/users/{user_id}`, `/files/{path:path}`. Templates beyond a bound are left out.
+    pub fn learn<'a>(&mut self, service: &str, templates: impl Iterator<Item = &'a str>) {
+        let learned = templates.take(TEMPLATES_MAX).map(Template::new).collect();
+        service_of(&mut self.services, &mut self.others, service).learned = learned;
+    }
+
+    /// The route of a path. `missing`: the service answered that there is no such path; then only a
+    /// route that other requests showed is taken, so that a scan leaves no routes behind.
+    pub fn find(&mut self, service: &str, path: &str, missing: bool) -> Route<'_> {
+        let service = service_of(&mut self.services, &mut self.others, service);
+        if let Some(template) = service.learned.iter().find(|t| t.matches(path)) {
+            return Route::Learned(&template.text);
+        }
+        self.scratch.clear();
+        fold(path, &mut self.scratch);
+        if !service.folded.contains(self.scratch.as_str()) {
+            if missing {
+                return Route::Unknown;
+            }
+            if service.folded.len() >= self.max {
+                return Route::Overflow;
+            }
+            service.folded.insert(self.scratch.as_str().into());
+        }
+        Route::Folded(&self.scratch)
+    }
+}
+
+fn service_of<'a>(
+    services: &'a mut FxHashMap<Box<str>, Service>,
+    others: &'a mut Service,
+    name: &str,
+) -> &'a mut Service {
+    if !services.contains_key(name) {
+        if services.len() >= SERVICES_MAX {
+            return others;
+        }
+        services.insert(name.into(), Service::default());
+    }
+    services.get_mut(name).unwrap_or(others)
+}
+
+/// A template as Starlette and its kin write them: segments, `{name}` for one segment, `{name:path}`
+/// for all that follow.
+#[derive(Debug)]
+struct Template {
+    text: Box<str>,
+    segments: Box<[Part]>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Part {
+    /// This text and no other.
+    Literal(Box<str>),
+    /// Any text, between this and that.
+    Parameter { before: Box<str>, after: Box<str> },
+    /// Anything, slashes too, behind this.
+    Rest { before: Box<str> },
+}
+
+impl Template {
+    fn new(text: &str) -> Self {
+        let mut segments = Vec::new();
+        for segment in text.split('/') {
+            let part = match (segment.split_once('{'), segment.rsplit_once('}')) {
+                (Some((before, rest)), Some((_, after))) => {
+                    if rest
+                        .split_once('}')
+                        .is_some_and(|(p, _)| p.ends_with(":path"))
+                    {
+                        let before = before.into();
+                        segments.push(Part::Rest { before });
+                        break;
+                    }
+                    Part::Parameter {
+                        before: before.into(),
+                        after: after.into(),
+                    }
+                }
+                _ => Part::Literal(segment.into()),
+            };
+            segments.push(part);
+        }
+        Self {
+            text: text.into(),
+            segments: segments.into(),
+        }
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        let mut rest = Some(path);
+        for part in &self.segments {
+            let Some(text) = rest else {
+                return false;
+            };
+            if let Part::Rest { before } = part {
+                return text.starts_with(&**before);
+            }
+            let (segment, after) = match text.split_once('/') {
+                Some((segment, after)) => (segment, Some(after)),
+                None => (text, None),
+            };
+            let fits = match part {
+                Part::Literal(literal) => **literal == *segment,
+                Part::Parameter { before, after } => {
+                    segment.len() > before.len() + after.len()
+                        && segment.starts_with(&**before)
+                        && segment.ends_with(&**after)
+                }
+                Part::Rest { .. } => true,
+            };
+            if !fits {
+                return false;
+            }
+            rest = after;
+        }
+        rest.is_none()
+    }
+}
+
+/// Folds a path: what looks like an id gives way to a placeholder. A folded path folds to itself.
+pub fn fold(path: &str, out: &mut String) {
+    let start = out.len();
+    for (i, segment) in path.split('/').enumerate() {
+        if i > 0 {
+            out.push('/');
+        }
+        if i > SEGMENTS_MAX || out.len() - start + segment.len() > ROUTE_MAX {
+            out.push_str(REST);
+            return;
+        }
+        // Matrix parameters are no part of a route.
+        let segment = segment.split(';').next().unwrap_or_default();
+        match shape(segment) {
+            Shape::Number => out.push_str("{id}"),
+            Shape::Uuid => out.push_str("{uuid}"),
+            Shape::Hash => out.push_str("{hash}"),
+            Shape::Date => out.push_str("{date}"),
+            Shape::Secret(Secret::Email) => out.push_str("{email}"),
+            Shape::Secret(Secret::Card) => out.push_str("{card}"),
+            Shape::Secret(Secret::Token) => out.push_str("{token}"),
+            Shape::Plain if is_version(segment) => out.push_str(segment),
+            Shape::Plain => fold_parts(segment, out),
+        }
+    }
+}
+
+/// `v1`, `v1.43`, `2.0`.
+fn is_version(segment: &str) -> bool {
+    let number = segment.strip_prefix(['v', 'V']).unwrap_or(segment);
+    let is_short = |n: &str| (1..=3).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_digit());
+    segment.len() <= 12
+        && (number.len() < segment.len() || number.contains('.'))
+        && number.split('.').all(is_short)
+}
+
+/// Folds the parts of a segment that look like ids: `item-42` is `item-{id}`, `report_0007.pdf` is
+/// `report_{id}.pdf`.
+fn fold_parts(segment: &str, out: &mut String) {
+    let mut done = 0;
+    for part in parts(segment.as_bytes()) {
+        let at = part.as_ptr() as usize - segment.as_ptr() as usize;
+        // The two digits of a percent-encoded byte are no part.
+        let escape = match part {
+            [a, b, ..] if segment[..at].ends_with('%') && is_hex(*a) && is_hex(*b) => 2,
+            _ => 0,
+        };
+        let part = &part[escape..];
+        if part.is_empty() {
+            continue;
+        }
+        let at = at + escape;
+        let placeholder = if is_hash(part) && !part.iter().all(u8::is_ascii_digit) {
+            "{hash}"
+        } else if is_id(part) {
+            "{id}"
+        } else {
+            continue;
+        };
+        out.push_str(&segment[done..at]);
+        out.push_str(placeholder);
+        done = at + part.len();
+    }
+    out.push_str(&segment[done..]);
+}
+
+fn is_hex(byte: u8) -> bool {
+    byte.is_ascii_hexdigit()
+}
+
+/// A number, or letters and digits with too many digits for a name (`sha256`, `iso8859`).
+fn is_id(part: &[u8]) -> bool {
+    let digits = part.iter().filter(|b| b.is_ascii_digit()).count();
+    let changes = part
+        .windows(2)
+        .filter(|w| w[0].is_ascii_digit() != w[1].is_ascii_digit())
+        .count();
+    digits == part.len() || digits >= 5 || part.len() >= 8 && digits >= 2 && changes >= 3
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::redact;
+
+    fn folded(path: &str) -> String {
+        let mut out = String::new();
+        fold(path, &mut out);
+        out
+    }
+
+    /// Ids fold to placeholders, names stay.
+    #[test]
+    fn folds_paths() {
+        for (path, want) in [
+            ("", ""),
+            ("*", "*"),
+            ("/", "/"),
+            ("/users", "/users"),
+            ("/users/", "/users/"),
+            ("/users/42", "/users/{id}"),
+            ("/users/42/orders/7", "/users/{id}/orders/{id}"),
+            ("/users/-1", "/users/{id}"),
+            ("/users/alice@example.com", "/users/{email}"),
+            ("/u/6f1c9e0a-3f6b-4f0e-9a3e-0c3a3f2b1d4e", "/u/{uuid}"),
+            ("/commit/d3cad15f", "/commit/{hash}"),
+            ("/static/app.d3cad15f.js", "/static/app.{hash}.js"),
+            ("/days/2024-02-29/log", "/days/{date}/log"),
+            ("/reset/Zm9vYmFyYmF6cXV4MTIzNDU2", "/reset/{token}"),
+            ("/pay/4111111111111111", "/pay/{card}"),
+            ("/item-42", "/item-{id}"),
+            ("/report_0007.pdf", "/report_{id}.pdf"),
+            ("/customers/cus_9s6xkz2n", "/customers/cus_{id}"),
+            ("/order12345", "/{id}"),
+            ("/api/v1/things", "/api/v1/things"),
+            ("/v1.43/containers/json", "/v1.43/containers/json"),
+            ("/api/2.0/x", "/api/2.0/x"),
+            ("/oauth2/token", "/oauth2/token"),
+            ("/sha256", "/sha256"),
+            ("/x;jsessionid=42/y", "/x/y"),
+            ("/openapi.json", "/openapi.json"),
+            (
+                "/how-to-deploy-fastapi-on-kubernetes",
+                "/how-to-deploy-fastapi-on-kubernetes",
+            ),
+            ("/%E3%81%82%E3%81%84", "/%E3%81%82%E3%81%84"),
+            ("/order%20123/x%é", "/order%20{id}/x%é"),
+        ] {
+            assert_eq!(folded(path), want, "{path}");
+        }
+        let deep = "/a".repeat(40);
+        assert_eq!(folded(&deep), format!("{}/{REST}", "/a".repeat(12)));
+        let long = format!("/{}", "ab-".repeat(30));
+        assert_eq!(
+            folded(&long.repeat(3)),
+            format!("{}/{REST}", long.repeat(2))
+        );
+    }
+
+    /// A service's own templates come before folding, in their order.
+    #[test]
+    fn learned_templates_come_first() {
+        let mut routes = Routes::new(10);
+        let templates = [
+            "/users/me",
+            "/users/{user_id}",
+            "/files/{path:path}",
+            "/v{version}/x.json",
+            "/",
+        ];
+        routes.learn("svc", templates.into_iter());
+        for (path, want) in [
+            ("/users/me", Route::Learned("/users/me")),
+            ("/users/you", Route::Learned("/users/{user_id}")),
+            ("/users/42", Route::Learned("/users/{user_id}")),
+            ("/files/a/b/c", Route::Learned("/files/{path:path}")),
+            ("/v7/x.json", Route::Learned("/v{version}/x.json")),
+            ("/", Route::Learned("/")),
+            ("/users/", Route::Folded("/users/")),
+            ("/users/42/x", Route::Folded("/users/{id}/x")),
+            ("/users", Route::Folded("/users")),
+        ] {
+            assert_eq!(routes.find("svc", path, false), want, "{path}");
+        }
+        // Another service has its own.
+        let other = routes.find("other", "/users/you", false);
+        assert_eq!(other, Route::Folded("/users/you"));
+    }
+
+    /// Beyond its bound a service's new routes share one name, and the ones before keep theirs.
+    #[test]
+    fn routes_are_bounded() {
+        let mut routes = Routes::new(2);
+        assert_eq!(routes.find("s", "/a", false), Route::Folded("/a"));
+        assert_eq!(routes.find("s", "/b/1", false), Route::Folded("/b/{id}"));
+        assert_eq!(routes.find("s", "/c", false), Route::Overflow);
+        assert_eq!(routes.find("s", "/b/2", false), Route::Folded("/b/{id}"));
+        assert_eq!(routes.find("t", "/c", false), Route::Folded("/c"));
+    }
+
+    /// Paths that the service does not have make no routes; items that it does not have keep theirs.
+    #[test]
+    fn a_scan_leaves_no_routes() {
+        let mut routes = Routes::new(10);
+        assert_eq!(routes.find("s", "/wp-login.php", true), Route::Unknown);
+        assert_eq!(
+            routes.find("s", "/items/1", false),
+            Route::Folded("/items/{id}")
+        );
+        assert_eq!(
+            routes.find("s", "/items/2", true),
+            Route::Folded("/items/{id}")
+        );
+        assert_eq!(routes.find("s", "/wp-login.php", true), Route::Unknown);
+    }
+
+    proptest! {
+        /// Any path folds, to a bounded text.
+        #[test]
+        fn folds_anything(path in "\\PC*", segments in "(/[a-z0-9.;@%-]{0,40}){0,30}") {
+            for path in [path, segments] {
+                prop_assert!(folded(&path).len() <= ROUTE_MAX + REST.len() * SEGMENTS_MAX);
+            }
+        }
+
+        /// However many ids there are, a route with them has one name.
+        #[test]
+        fn ids_make_no_routes(ids in proptest::collection::vec(any::<(u64, u128)>(), 1..50)) {
+            let mut routes = Routes::new(1000);
+            for (number, uuid) in ids {
+                let path = format!("/a/{number}/b/{}", uuid_of(uuid));
+                let card = matches!(shape(&number.to_string()), Shape::Secret(_));
+                prop_assume!(!card);
+                prop_assert_eq!(routes.find("s", &path, false), Route::Folded("/a/{id}/b/{uuid}"));
+            }
+        }
+
+        /// However many paths there are, the names are no more than the bound and one.
+        #[test]
+        fn names_are_bounded(paths in proptest::collection::vec("(/[a-z]{1,3}){1,4}", 1..100)) {
+            let mut routes = Routes::new(5);
+            let names: FxHashSet<String> = paths
+                .iter()
+                .filter_map(|p| routes.find("s", p, false).name().map(str::to_owned))
+                .collect();
+            prop_assert!(names.len() <= 6);
+        }
+
+        /// What redaction masks in the path does not stand in the route.
+        #[test]
+        fn routes_hold_no_secrets(path in "(/[a-zA-Z0-9@.;=-]{0,40}){0,6}") {
+            let route = folded(&path);
+            let masked = redact::path(&path);
+            for (raw, shown) in path.split('/').zip(masked.split('/')) {
+                let name = raw.split(';').next().unwrap_or_default();
+                if shown.starts_with("REDACTED") && !raw.starts_with("REDACTED") {
+                    prop_assert!(!route.split('/').any(|s| s == name), "{path} {route}");
+                }
+            }
+        }
+    }
+
+    fn uuid_of(n: u128) -> String {
+        let hex = format!("{n:032x}");
+        [
+            &hex[..8],
+            &hex[8..12],
+            &hex[12..16],
+            &hex[16..20],
+            &hex[20..],
+        ]
+        .join("-")
+    }
+}

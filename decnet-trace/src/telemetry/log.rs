@@ -1,0 +1,44 @@
+//! Where log lines go: standard error, one line each.
+
+use std::io::{self, IsTerminal};
+
+use anyhow::{Context, Result};
+use tracing_subscriber::{EnvFilter, fmt};
+
+/// The environment variable that sets what is logged: `error`, `warn`, `info`, `debug`, `trace`, or
+/// directives such as `decnet_trace::export=debug`.
+pub const ENV: &str = "DECNET_TRACE_LOG";
+
+/// What is logged where nothing else is said: the agent's own `info`, and the warnings of its
+/// libraries. OpenTelemetry's log about themselves what the exporters say here in one line.
+const DEFAULT: &str = "warn,decnet_trace=info,opentelemetry=off";
+
+/// Sets logging up for the process: to standard error, in colour on a terminal only.
+///
+/// `filter` is what the command line asks for; [`ENV`] comes next, and then the default.
+///
+/// # Errors
+///
+/// When a filter does not parse, or logging was set up before.
+pub fn init(filter: Option<&str>) -> Result<()> {
+    let (source, text) = match (filter, std::env::var(ENV)) {
+        (Some(filter), _) => ("the log filter", filter.to_owned()),
+        (None, Ok(env)) if !env.is_empty() => (ENV, env),
+        _ => ("the default", DEFAULT.to_owned()),
+    };
+    let filter = EnvFilter::builder().parse(&text).with_context(|| {
+        format!("{source} says {text:?}, which is no log filter; try \"info\" or \"debug\"")
+    })?;
+    fmt()
+        .compact()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colour(&io::stderr()))
+        .try_init()
+        .map_err(|error| anyhow::anyhow!("logging was set up before: {error}"))
+}
+
+/// Whether to write colour to this stream: a terminal, and nobody asked otherwise (<https://no-color.org>).
+pub fn colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
