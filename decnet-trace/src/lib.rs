@@ -7,6 +7,7 @@ pub mod correlate;
 pub mod decode;
 pub mod discover;
 pub mod error;
+pub mod export;
 pub mod ingest;
 pub mod policy;
 pub mod profile;

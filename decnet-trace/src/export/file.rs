@@ -1,0 +1,210 @@
+//! Spans to a file: OTLP/JSON, one request per line, as the collector's file exporter writes and its
+//! file receiver reads.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use super::{
+    convert,
+    queue::{Batch, Limits, Queue, spans_in},
+};
+use crate::{
+    error::{Error, Result},
+    telemetry::{Count, Counters},
+};
+
+/// The bounds of the file's queue; lines stay short enough to be read by eye and by `jq`.
+pub const LIMITS: Limits = Limits {
+    spans: 16 * 1024,
+    bytes: 8 << 20,
+    take_spans: 256,
+    take_bytes: 512 << 10,
+    delay: Duration::from_millis(500),
+};
+
+/// How long to wait before a write that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long to wait for the reader of a pipe that is full.
+const PIPE: Duration = Duration::from_millis(20);
+
+/// Opens the file and starts the sink's thread. A file that is there is written on, at its end; a new
+/// one is its owner's alone, since it holds what requests were about.
+pub(super) fn start(
+    path: &Path,
+    queue: Arc<Queue>,
+    counters: Arc<Counters>,
+) -> Result<JoinHandle<()>> {
+    let (file, is_regular, is_cut) = open(path).map_err(|error| {
+        Error::failed(format_args!(
+            "cannot write spans to {}: {error}; give --spans-file a path that can be written",
+            path.display()
+        ))
+    })?;
+    let mut writer = Writer {
+        file,
+        is_regular,
+        path: path.to_owned(),
+        queue,
+        counters,
+        line: Vec::new(),
+        written: 0,
+        failing: None,
+    };
+    if is_cut {
+        // The end of a line that an agent before this one could not write out.
+        writer.line.push(b'\n');
+    }
+    thread::Builder::new()
+        .name("spans-file".into())
+        .spawn(move || writer.run())
+        .map_err(|error| {
+            Error::failed(format_args!(
+                "cannot start the file exporter's thread: {error}"
+            ))
+        })
+}
+
+/// Opens a file to write on: the file, whether it is a regular one, and whether its last line is cut.
+fn open(path: &Path) -> io::Result<(File, bool, bool)> {
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        // A pipe that nobody reads fails here, and does not block for ever, nor does one that is full.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    let is_cut = metadata.is_file() && metadata.len() > 0 && {
+        let mut last = [0];
+        let mut reader = fs::File::open(path)?;
+        reader.seek(SeekFrom::End(-1))?;
+        reader.read_exact(&mut last)?;
+        last != *b"\n"
+    };
+    Ok((file, metadata.is_file(), is_cut))
+}
+
+struct Writer {
+    file: File,
+    is_regular: bool,
+    path: PathBuf,
+    queue: Arc<Queue>,
+    counters: Arc<Counters>,
+    /// The line that is being written, and how much of it stands in the file.
+    line: Vec<u8>,
+    written: usize,
+    failing: Option<Failing>,
+}
+
+struct Failing {
+    since: Instant,
+    lost_before: u64,
+}
+
+impl Writer {
+    fn run(&mut self) {
+        while let Some(batches) = self.queue.next_blocking() {
+            self.deliver(&batches);
+        }
+    }
+
+    /// Writes the batches as one line, however long it takes; the queue drops what does not fit in the
+    /// meantime.
+    fn deliver(&mut self, batches: &[Arc<Batch>]) {
+        let spans = spans_in(batches);
+        if let Err(error) = serde_json::to_writer(&mut self.line, &convert::request(batches)) {
+            // Nothing in a request can fail to serialise; if it does, it is this request that is lost.
+            tracing::warn!("spans do not serialise: {error}");
+            self.counters.add(Count::FileFailedWrites, 1);
+            self.line.clear();
+            return;
+        }
+        self.line.push(b'\n');
+        loop {
+            match self.write_rest() {
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.queue.deadline().is_some_and(|d| Instant::now() >= d) {
+                        return self.stopped(spans);
+                    }
+                    thread::sleep(PIPE);
+                }
+                Err(error) => {
+                    self.failed(&error);
+                    if self.queue.deadline().is_some() {
+                        return self.stopped(spans);
+                    }
+                    self.queue.sleep_blocking(Instant::now() + AGAIN);
+                }
+            }
+        }
+        self.worked();
+        self.line.clear();
+        self.written = 0;
+        self.counters.add(Count::FileWritten, spans);
+    }
+
+    /// Goes on where the write before stopped, so that a disk that was full leaves no line broken.
+    fn write_rest(&mut self) -> io::Result<()> {
+        while self.written < self.line.len() {
+            match self.file.write(&self.line[self.written..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => self.written += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        self.counters.add(Count::FileFailedWrites, 1);
+        if self.failing.is_none() {
+            tracing::warn!(
+                "writing spans to {} fails: {error}; trying again, and dropping the oldest when too many wait",
+                self.path.display()
+            );
+            self.failing = Some(Failing {
+                since: Instant::now(),
+                lost_before: self.counters.get(Count::FileQueueFull),
+            });
+        }
+    }
+
+    fn worked(&mut self) {
+        if let Some(failing) = self.failing.take() {
+            let lost = self.counters.get(Count::FileQueueFull) - failing.lost_before;
+            tracing::warn!(
+                "writing spans to {} works again after {:.1} s; {lost} spans were lost",
+                self.path.display(),
+                failing.since.elapsed().as_secs_f64()
+            );
+        }
+    }
+
+    /// Gives up a line for good, and takes back what stands of it in the file.
+    fn stopped(&mut self, spans: u64) {
+        self.counters.add(Count::FileStopped, spans);
+        if self.is_regular
+            && self.written > 0
+            && let Ok(metadata) = self.file.metadata()
+        {
+            let _ = self
+                .file
+                .set_len(metadata.len().saturating_sub(self.written as u64));
+        }
+        self.line.clear();
+        self.written = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! The sinks of spans. Each has a queue and a thread of its own; none of them ever holds up who sends.
+//!
+//! * [`otlp`]: to a collector.
+//! * [`file`]: to a file.
+//! * [`summary`]: to a table at the end.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+mod convert;
+pub mod file;
+mod histogram;
+pub mod otlp;
+mod queue;
+pub mod summary;
+
+pub use otlp::OtlpConfig;
+pub use queue::Limits;
+use queue::{BATCH_MAX, Batch, Queue};
+pub use summary::{Summary, SummaryConfig};
+
+use crate::{
+    error::Result,
+    span::Span,
+    telemetry::{Count, Counters},
+};
+
+/// Which sinks there are.
+#[derive(Clone, Debug, Default)]
+pub struct ExportConfig {
+    /// Where spans are sent.
+    pub otlp: Option<OtlpConfig>,
+    /// The file that spans are written to.
+    pub spans_file: Option<PathBuf>,
+    /// What is summed up.
+    pub summary: Option<SummaryConfig>,
+}
+
+/// The sinks at work.
+#[derive(Debug)]
+pub struct Exporters {
+    sinks: Vec<Sink>,
+    summary: Option<Mutex<Summary>>,
+    counters: Arc<Counters>,
+}
+
+#[derive(Debug)]
+struct Sink {
+    name: &'static str,
+    queue: Arc<Queue>,
+    thread: JoinHandle<()>,
+    /// What counts as lost when the thread does not finish in time.
+    stopped: Count,
+}
+
+/// How much waits in front of a sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SinkStats {
+    /// The sink's name.
+    pub name: &'static str,
+    /// The spans that wait.
+    pub queued: usize,
+}
+
+impl Exporters {
+    /// Starts the sinks. What can be told wrong at the start is: a URL that is none, a certificate or a
+    /// file that cannot be opened.
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot be started; then none is left running.
+    pub fn start(config: ExportConfig, counters: Arc<Counters>) -> Result<Self> {
+        let mut exporters = Self {
+            sinks: Vec::new(),
+            summary: config
+                .summary
+                .map(|config| Mutex::new(Summary::new(config))),
+            counters: Arc::clone(&counters),
+        };
+        let started = exporters.start_sinks(config.otlp, config.spans_file);
+        match started {
+            Ok(()) => Ok(exporters),
+            Err(error) => {
+                exporters.shutdown(Duration::from_secs(1));
+                Err(error)
+            }
+        }
+    }
+
+    fn start_sinks(&mut self, otlp: Option<OtlpConfig>, file: Option<PathBuf>) -> Result<()> {
+        let counters = &self.counters;
+        let queue_of = |limits, full| Arc::new(Queue::new(limits, Arc::clone(counters), full));
+        if let Some(path) = file {
+            let queue = queue_of(file::LIMITS, Count::FileQueueFull);
+            let thread = file::start(&path, Arc::clone(&queue), Arc::clone(counters))?;
+            self.sinks.push(Sink {
+                name: "file",
+                queue,
+                thread,
+                stopped: Count::FileStopped,
+            });
+        }
+        if let Some(config) = otlp {
+            let queue = queue_of(config.limits, Count::OtlpQueueFull);
+            let thread = otlp::start(config, Arc::clone(&queue), Arc::clone(counters))?;
+            self.sinks.push(Sink {
+                name: "otlp",
+                queue,
+                thread,
+                stopped: Count::OtlpStopped,
+            });
+        }
+        Ok(())
+    }
+
+    /// Hands spans to all sinks. Never waits: a sink that does not keep up loses its oldest.
+    pub fn send(&self, mut spans: Vec<Span>) {
+        if let Some(mut summary) = self.summary() {
+            for span in &spans {
+                summary.add(span);
+            }
+        }
+        if self.sinks.is_empty() {
+            return;
+        }
+        while !spans.is_empty() {
+            let rest = spans.split_off(spans.len().min(BATCH_MAX));
+            let batch = Arc::new(Batch::new(spans));
+            for sink in &self.sinks {
+                sink.queue.push(Arc::clone(&batch));
+            }
+            spans = rest;
+        }
+    }
+
+    /// The summary until now, where one was asked for.
+    pub fn summary(&self) -> Option<MutexGuard<'_, Summary>> {
+        let summary = self.summary.as_ref()?;
+        Some(summary.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How much waits in front of each sink. What was sent and lost stands in [`Counters`].
+    pub fn stats(&self) -> impl Iterator<Item = SinkStats> {
+        self.sinks.iter().map(|sink| SinkStats {
+            name: sink.name,
+            queued: sink.queue.len(),
+        })
+    }
+
+    /// Lets all sinks finish, for no longer than `time`; what is left then is counted as lost. Gives
+    /// back the summary.
+    pub fn shutdown(self, time: Duration) -> Option<Summary> {
+        let deadline = Instant::now() + time;
+        for sink in &self.sinks {
+            sink.queue.stop(deadline);
+        }
+        for sink in self.sinks {
+            // A write that hangs in the kernel cannot be called off: its thread is left behind.
+            while !sink.thread.is_finished() && Instant::now() < deadline + GRACE {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            if sink.thread.is_finished() {
+                let _ = sink.thread.join();
+            } else {
+                tracing::warn!("the {} exporter hangs; leaving it behind", sink.name);
+            }
+            let left = sink.queue.drain();
+            if left > 0 {
+                self.counters.add(sink.stopped, left);
+            }
+        }
+        let summary = self.summary?;
+        Some(summary.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What a sink has to see that its time is up.
+const GRACE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+pub(crate) mod tests;

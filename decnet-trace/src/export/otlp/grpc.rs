@@ -1,0 +1,168 @@
+//! OTLP/gRPC.
+
+use std::{error::Error as _, fs, path::Path, time::Duration};
+
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse, trace_service_client::TraceServiceClient,
+};
+use tonic::{
+    Code, Request, Status,
+    codec::CompressionEncoding,
+    metadata::{
+        AsciiMetadataKey, AsciiMetadataValue, BinaryMetadataKey, BinaryMetadataValue, MetadataMap,
+    },
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+use tonic_types::StatusExt as _;
+
+use super::{
+    Failure,
+    config::{Compression, OtlpConfig},
+};
+use crate::error::{Error, Result};
+
+/// The longest that a connection takes to be made.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How often a connection in use is asked whether it is still there, and how long it has to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// A client of one endpoint. The connection is made when it is first used, and again when it broke.
+pub(super) struct Grpc {
+    client: TraceServiceClient<Channel>,
+    metadata: MetadataMap,
+}
+
+impl Grpc {
+    /// Must be called in a runtime.
+    pub(super) fn new(config: &OtlpConfig) -> Result<Self> {
+        let uri = config.uri()?;
+        let is_tls = uri.scheme_str() == Some("https");
+        let bad = |error: tonic::transport::Error| {
+            Error::usage(format_args!(
+                "OTLP endpoint {} cannot be used: {}",
+                config.shown(),
+                chain(&error)
+            ))
+        };
+        let mut endpoint = Endpoint::from(uri)
+            .connect_timeout(CONNECT.min(config.timeout))
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .user_agent(concat!("decnet-trace/", env!("CARGO_PKG_VERSION")))
+            .map_err(bad)?;
+        if is_tls {
+            let mut tls = match &config.certificate {
+                Some(path) => {
+                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?))
+                }
+                None => ClientTlsConfig::new().with_native_roots(),
+            };
+            if let Some((chain, key)) = &config.identity {
+                tls = tls.identity(Identity::from_pem(read(chain)?, read(key)?));
+            }
+            endpoint = endpoint.tls_config(tls).map_err(bad)?;
+        }
+        let mut client = TraceServiceClient::new(endpoint.connect_lazy());
+        if config.compression == Compression::Gzip {
+            client = client
+                .send_compressed(CompressionEncoding::Gzip)
+                .accept_compressed(CompressionEncoding::Gzip);
+        }
+        Ok(Self {
+            client,
+            metadata: metadata(config)?,
+        })
+    }
+
+    pub(super) async fn send(
+        &mut self,
+        message: ExportTraceServiceRequest,
+    ) -> Result<ExportTraceServiceResponse, Failure> {
+        let mut request = Request::new(message);
+        *request.metadata_mut() = self.metadata.clone();
+        match self.client.export(request).await {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => Err(failure(&status)),
+        }
+    }
+}
+
+fn metadata(config: &OtlpConfig) -> Result<MetadataMap> {
+    let mut map = MetadataMap::new();
+    for (name, value) in &config.headers.0 {
+        let bad = || {
+            Error::usage(format_args!(
+                "OTLP header {name:?} cannot be sent with gRPC; use a lower-case name and a printable value"
+            ))
+        };
+        if name.ends_with("-bin") {
+            let key: BinaryMetadataKey = name.parse().map_err(|_| bad())?;
+            map.append_bin(key, BinaryMetadataValue::from_bytes(value.as_bytes()));
+        } else {
+            let key: AsciiMetadataKey = name.parse().map_err(|_| bad())?;
+            let value: AsciiMetadataValue = value.parse().map_err(|_| bad())?;
+            map.append(key, value);
+        }
+    }
+    Ok(map)
+}
+
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| {
+        Error::usage(format_args!(
+            "cannot read the certificate or key {}: {error}; check the path and its permissions",
+            path.display()
+        ))
+    })
+}
+
+/// What a status means for the request
+/// (<https://opentelemetry.io/docs/specs/otlp/#otlpgrpc-response>).
+fn failure(status: &Status) -> Failure {
+    let delay = status
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay);
+    // The transport's own failures come as codes that a server's refusal comes with, too; they alone
+    // have a source.
+    let is_transport = status.source().is_some();
+    let retry = match status.code() {
+        Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unavailable
+        | Code::DataLoss => true,
+        Code::ResourceExhausted => delay.is_some(),
+        _ => is_transport,
+    };
+    let mut message = format!("{:?}", status.code());
+    if !status.message().is_empty() {
+        message = format!("{message}: {}", status.message());
+    }
+    if let Some(source) = status.source() {
+        let more = chain(source);
+        if !message.ends_with(&more) {
+            message = format!("{message}: {more}");
+        }
+    }
+    Failure {
+        retry,
+        delay,
+        message,
+    }
+}
+
+/// An error and what caused it, in one line; what each repeats of the one before is left out.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = error.source();
+    }
+    text
+}

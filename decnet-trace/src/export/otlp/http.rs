@@ -1,0 +1,193 @@
+//! OTLP/HTTP with binary Protobuf.
+
+use std::{io::Write as _, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use flate2::{Compression as Level, write::GzEncoder};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use prost::Message as _;
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
+
+use super::{
+    Failure,
+    config::{Compression, OtlpConfig},
+    grpc::{chain, read},
+};
+use crate::error::{Error, Result};
+
+/// The longest answer that is read, in bytes.
+const ANSWER_MAX: usize = 64 * 1024;
+
+/// The longest that a connection takes to be made.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A client of one endpoint. The connection is made when it is first used, kept, and made again when
+/// it broke.
+pub(super) struct Http {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    uri: Uri,
+    headers: HeaderMap,
+    compression: Compression,
+}
+
+impl Http {
+    pub(super) fn new(config: &OtlpConfig) -> Result<Self> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT.min(config.timeout)));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls(config)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        Ok(Self {
+            client: Client::builder(TokioExecutor::new()).build(connector),
+            uri: config.uri()?,
+            headers: headers(config)?,
+            compression: config.compression,
+        })
+    }
+
+    pub(super) async fn send(
+        &self,
+        message: &ExportTraceServiceRequest,
+    ) -> Result<ExportTraceServiceResponse, Failure> {
+        let body = self.body(message).map_err(|error| Failure {
+            retry: false,
+            delay: None,
+            message: format!("the request cannot be compressed: {error}"),
+        })?;
+        let mut request = Request::post(self.uri.clone())
+            .body(Full::new(body))
+            .map_err(|error| Failure {
+                retry: false,
+                delay: None,
+                message: error.to_string(),
+            })?;
+        *request.headers_mut() = self.headers.clone();
+        let broken = |error: &dyn std::error::Error| Failure {
+            retry: true,
+            delay: None,
+            message: chain(error),
+        };
+        let response = self
+            .client
+            .request(request)
+            .await
+            .map_err(|error| broken(&error))?;
+        let status = response.status();
+        let delay = retry_after(response.headers());
+        let body = Limited::new(response.into_body(), ANSWER_MAX)
+            .collect()
+            .await
+            .map_err(|error| broken(&*error))?
+            .to_bytes();
+        match status {
+            // An answer that is none does not make the spans less accepted.
+            StatusCode::OK => Ok(ExportTraceServiceResponse::decode(body).unwrap_or_default()),
+            status => Err(Failure {
+                // <https://opentelemetry.io/docs/specs/otlp/#failures-1>
+                retry: matches!(status.as_u16(), 429 | 502 | 503 | 504),
+                delay,
+                message: format!("HTTP status {status}"),
+            }),
+        }
+    }
+
+    fn body(&self, message: &ExportTraceServiceRequest) -> std::io::Result<Bytes> {
+        let plain = message.encode_to_vec();
+        Ok(match self.compression {
+            Compression::None => plain.into(),
+            Compression::Gzip => {
+                let mut encoder = GzEncoder::new(Vec::new(), Level::fast());
+                encoder.write_all(&plain)?;
+                encoder.finish()?.into()
+            }
+        })
+    }
+}
+
+fn headers(config: &OtlpConfig) -> Result<HeaderMap> {
+    let mut map = HeaderMap::new();
+    for (name, value) in &config.headers.0 {
+        let bad = || Error::usage(format_args!("OTLP header {name:?} cannot be sent"));
+        let name = HeaderName::try_from(name).map_err(|_| bad())?;
+        let mut value = HeaderValue::try_from(value).map_err(|_| bad())?;
+        value.set_sensitive(true);
+        map.append(name, value);
+    }
+    let agent = concat!("decnet-trace/", env!("CARGO_PKG_VERSION"));
+    map.insert(header::USER_AGENT, HeaderValue::from_static(agent));
+    let protobuf = HeaderValue::from_static("application/x-protobuf");
+    map.insert(header::CONTENT_TYPE, protobuf);
+    if config.compression == Compression::Gzip {
+        map.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    Ok(map)
+}
+
+/// The seconds that the server asks to wait; a date, which it may give as well, is left to the
+/// back-off.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
+}
+
+fn tls(config: &OtlpConfig) -> Result<ClientConfig> {
+    let bad = |what: &str, error: &dyn std::error::Error| {
+        Error::usage(format_args!("{what} cannot be used: {}", chain(error)))
+    };
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| bad("TLS", &error))?;
+    let is_tls = config.uri()?.scheme_str() == Some("https");
+    let builder = match &config.certificate {
+        Some(path) => {
+            let what = format!("the certificate {}", path.display());
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(&read(path)?).map_err(|error| bad(&what, &error))? {
+                roots.add(certificate).map_err(|error| bad(&what, &error))?;
+            }
+            builder.with_root_certificates(roots)
+        }
+        // The system's are not read for nothing.
+        None if !is_tls => builder.with_root_certificates(RootCertStore::empty()),
+        None => builder
+            .with_native_roots()
+            .map_err(|error| bad("the system's certificates", &error))?,
+    };
+    match &config.identity {
+        None => Ok(builder.with_no_client_auth()),
+        Some((chain, key)) => {
+            let what = format!("the client's certificate {}", chain.display());
+            let chain = certificates(&read(chain)?).map_err(|error| bad(&what, &error))?;
+            let key = PrivateKeyDer::from_pem_slice(&read(key)?)
+                .map_err(|error| bad("the client's key", &error))?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|error| bad(&what, &error))
+        }
+    }
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, rustls::pki_types::pem::Error> {
+    let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
+    match all.is_empty() {
+        true => Err(rustls::pki_types::pem::Error::NoItemsFound),
+        false => Ok(all),
+    }
+}
