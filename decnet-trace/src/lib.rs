@@ -11,6 +11,7 @@ pub mod export;
 pub mod ingest;
 pub mod policy;
 pub mod profile;
+pub mod protocol;
 pub mod span;
 pub mod symbolize;
 pub mod telemetry;
