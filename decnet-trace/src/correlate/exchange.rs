@@ -1,6 +1,6 @@
 //! A request and its response, as seen on one connection.
 
-use std::net::SocketAddr;
+use std::{borrow::Cow, net::SocketAddr};
 
 /// Which side of the exchange the traced process is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,24 +95,25 @@ pub struct Exchange {
     pub ends: Ends,
     /// The `PyContext*` in which the request's first byte was moved; 0 where unknown.
     pub request_context: u64,
-    /// The `PyContext*` in which the response's first byte was moved; 0 where unknown.
+    /// The `PyContext*` in which the final response's first byte was moved; 0 where unknown.
     pub response_context: u64,
     /// When the request's first byte was moved by the process, in nanoseconds of `CLOCK_MONOTONIC`.
     pub start: u64,
-    /// When the response's first byte was moved; `None` where there was no response.
+    /// When the final response's first byte was moved; `None` where there was none.
     pub response_start: Option<u64>,
-    /// When the last byte was moved.
+    /// When the response's last byte was moved; where it is not whole, when that was known ([`End::Idle`]:
+    /// when the last byte was moved).
     pub end: u64,
     /// How long the request waited in the socket before the process read it, in nanoseconds.
     pub queued: Option<u64>,
     /// The request's method, as it stood.
-    pub method: Box<str>,
-    /// The request's target, as it stood (a path with its query, as a rule); bytes that are not
-    /// UTF-8 replaced.
+    pub method: Cow<'static, str>,
+    /// The request's target, as it stood (a path with its query, as a rule), up to 4 KiB of it; bytes
+    /// that are not UTF-8 replaced.
     pub target: Box<str>,
     /// The minor version of HTTP/1 that the request spoke.
     pub minor_version: u8,
-    /// The value of the request's `Host`.
+    /// The value of the request's `Host`. Of this and the headers below, up to 512 bytes are kept.
     pub host: Option<Box<str>>,
     /// The value of the request's `User-Agent`.
     pub user_agent: Option<Box<str>>,
@@ -124,12 +125,12 @@ pub struct Exchange {
     pub status: Option<u16>,
     /// The request's bytes on the wire, head included.
     pub request_bytes: u64,
-    /// The request body's bytes, after de-chunking where `Content-Length` tells it; on the wire
-    /// otherwise.
+    /// The bytes of the request's body that were moved until `end`; with the chunks' frames where it
+    /// came in chunks.
     pub request_body: u64,
     /// The response's bytes on the wire, heads (interim ones too) included.
     pub response_bytes: u64,
-    /// The response body's bytes on the wire.
+    /// The bytes of the final response's body, likewise.
     pub response_body: u64,
     /// How the end was known.
     pub ended_by: End,

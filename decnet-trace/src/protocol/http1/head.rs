@@ -202,7 +202,7 @@ fn may_become_first(bytes: &[u8]) -> bool {
         return true;
     }
     match method(bytes) {
-        Some(method) => is_target(&bytes[method.len() + 1..]),
+        Some(method) => may_become_target(&bytes[method.len() + 1..]),
         None => {
             bytes.len() <= METHOD_MAX
                 && bytes.first().is_some_and(u8::is_ascii_alphabetic)
@@ -211,13 +211,28 @@ fn may_become_first(bytes: &[u8]) -> bool {
     }
 }
 
+/// Whether this may become a target and a version. A target with spaces in it is taken for prose
+/// while its line is not whole.
+fn may_become_target(bytes: &[u8]) -> bool {
+    const PATTERN: &[u8] = b"HTTP/1.1\r";
+    let bytes = bytes.trim_ascii_start();
+    let Some(space) = memchr::memchr(b' ', bytes) else {
+        return is_target(bytes);
+    };
+    let version = bytes[space..].trim_ascii_start();
+    is_target(&bytes[..space]) && version.len() <= PATTERN.len() && is_like(version, PATTERN)
+}
+
 fn may_become_status_line(bytes: &[u8]) -> bool {
     const PATTERN: &[u8] = b"HTTP/1.1 200";
-    bytes
-        .iter()
-        .zip(PATTERN)
-        .all(|(byte, like)| byte == like || byte.is_ascii_digit() && like.is_ascii_digit())
-        && bytes.iter().skip(PATTERN.len()).all(|&b| is_text(b))
+    is_like(bytes, PATTERN) && bytes.iter().skip(PATTERN.len()).all(|&b| is_text(b))
+}
+
+/// Whether the bytes are those of the pattern, as far as both go; any digit stands for any.
+fn is_like(bytes: &[u8], pattern: &[u8]) -> bool {
+    let same =
+        |(byte, like): (&u8, &u8)| byte == like || byte.is_ascii_digit() && like.is_ascii_digit();
+    bytes.iter().zip(pattern).all(same)
 }
 
 /// A request line that filled a whole capture without ending.

@@ -141,6 +141,23 @@ fn folded_headers() {
     assert_eq!(got.headers.request_framing(), Framing::Length(12));
 }
 
+/// Prose is refused before its line ends, so that it is not waited for.
+#[test]
+fn prose_is_refused_early() {
+    for prose in [
+        "hello my friend",
+        "GET /a b",
+        "Lorem ipsum dolor",
+        "a b HTTP/1.1x",
+        "HTTP/1.1 2x",
+    ] {
+        assert!(
+            matches!(parse(prose.as_bytes()), Parsed::NotHttp),
+            "{prose}"
+        );
+    }
+}
+
 /// The preface of HTTP/2 is known by its first line.
 #[test]
 fn http2_preface() {

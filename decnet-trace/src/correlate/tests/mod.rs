@@ -1,0 +1,8 @@
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod framing;
+mod limits;
+mod lives;
+mod pipelines;
+mod strangers;
+mod wire;
