@@ -20,6 +20,8 @@ pub enum Kind {
     Proc = 3,
     /// A [`Sample`].
     Sample = 4,
+    /// A [`Lineage`].
+    Lineage = 5,
 }
 
 impl Kind {
@@ -30,6 +32,7 @@ impl Kind {
             2 => Self::SockState,
             3 => Self::Proc,
             4 => Self::Sample,
+            5 => Self::Lineage,
             _ => return None,
         })
     }
@@ -236,7 +239,63 @@ pub struct PyFrame {
     pub instr: u64,
 }
 
+/// A step in the descent of contexts, or in the hand-over of work between threads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lineage {
+    /// The common header.
+    pub header: Header,
+    /// The `PyContext*` that the thread had entered; 0 where it had none.
+    pub context: u64,
+    /// What [`Self::what`] says.
+    pub object: u64,
+    /// A [`LineageWhat`].
+    pub what: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What happened in a [`Lineage`] record.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineageWhat {
+    /// `PyContext_CopyCurrent` made the context `object`, a copy of the entered one.
+    Copied = 1,
+    /// The context `object` ends; its address may be another's next.
+    Ended = 2,
+    /// The thread puts `object` into a `queue.SimpleQueue`.
+    Put = 3,
+    /// The thread got `object` out of a `queue.SimpleQueue`.
+    Got = 4,
+}
+
+impl LineageWhat {
+    /// The step with this number, if there is one.
+    pub const fn from_u32(raw: u32) -> Option<Self> {
+        Some(match raw {
+            1 => Self::Copied,
+            2 => Self::Ended,
+            3 => Self::Put,
+            4 => Self::Got,
+            _ => return None,
+        })
+    }
+}
+
+impl ProcWhat {
+    /// The event with this number, if there is one.
+    pub const fn from_u32(raw: u32) -> Option<Self> {
+        Some(match raw {
+            1 => Self::Fork,
+            2 => Self::Exec,
+            3 => Self::Exit,
+            _ => return None,
+        })
+    }
+}
+
 assert_layout! {
+    Lineage = 48,
     Header = 24,
     Tuple = 40,
     SockOp = 120,

@@ -11,12 +11,13 @@ pub struct Target {
     /// 1 + the index of the process's CPython layout; 0 where it has none.
     pub python: u32,
     /// Where `PyThreadState*` of the running thread stands: an offset from the thread pointer
-    /// (x86-64: `fs` base); 0 where unknown.
+    /// (x86-64: `fs` base), or from the block that [`Self::thread_block`] leads to; 0 where unknown.
     pub thread_state: i64,
     /// Offset of `PyThreadState.context` (a `PyContext*`), in bytes.
     pub context: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// From the thread pointer, the pointer to the block that [`Self::thread_state`] is an offset
+    /// into; 0 where that is the thread pointer itself.
+    pub thread_block: u32,
 }
 
 /// The bits of [`Target::flags`].
@@ -25,6 +26,8 @@ pub mod flags {
     pub const SOCKETS: u32 = 1;
     /// CPU samples are taken.
     pub const SAMPLES: u32 = 1 << 1;
+    /// Lineage of contexts is recorded, by the uprobes attached to the process.
+    pub const LINEAGE: u32 = 1 << 3;
     /// Put in by the kernel side itself when a traced process forked.
     pub const INHERITED: u32 = 1 << 2;
 }

@@ -10,6 +10,7 @@ use decnet_trace_common::{
     limits::{
         KERNEL_FRAMES_MAX, PAYLOAD_MAX, PYTHON_FRAMES_MAX, RINGS_MAX, TARGETS_MAX, USER_FRAMES_MAX,
     },
+    python::{FRAME_SIZE_MAX, LAYOUTS_MAX, PyLayout},
     target::{Control, Target},
 };
 
@@ -63,6 +64,11 @@ pub(crate) struct SockScratch {
     pub(crate) payload: [u8; 2 * PAYLOAD_MAX],
 }
 
+/// Where the CPythons in use keep what is read of them; a target names its own. 64 entries of 40 bytes:
+/// there is one for each version and build.
+#[btf_map]
+pub(crate) static PY_LAYOUTS: Array<PyLayout, { LAYOUTS_MAX as usize }> = Array::new();
+
 /// Where a sample is put together, per CPU: 10 KiB, twice the room that the frames need, likewise.
 #[btf_map]
 pub(crate) static SAMPLE_SCRATCH: PerCpuArray<SampleScratch, 1> = PerCpuArray::new();
@@ -76,4 +82,6 @@ pub(crate) const FRAMES_BYTES: usize =
 pub(crate) struct SampleScratch {
     pub(crate) sample: Sample,
     pub(crate) frames: [u8; 2 * FRAMES_BYTES],
+    /// A Python frame as it was read.
+    pub(crate) frame: [u8; FRAME_SIZE_MAX],
 }

@@ -1,9 +1,22 @@
 //! What a thread of CPython is running, from its thread state. Reads only.
+//!
+//! How the parts are found: `decnet_trace_common::python`.
 
 use aya_ebpf::helpers::bpf_get_current_task_btf;
-use decnet_trace_common::target::Target;
+use decnet_trace_common::{
+    counter::Counter,
+    event::{PyFrame, sample_flags},
+    limits::PYTHON_FRAMES_MAX,
+    python::{ABSENT, FRAME_SIZE_MAX, PyLayout, flags},
+    target::Target,
+};
 
-use crate::{offsets::offset, read};
+use crate::{
+    emit::count,
+    maps::{PY_LAYOUTS, SampleScratch},
+    offsets::offset,
+    read::{self, mask},
+};
 
 /// The running thread's `PyThreadState*`; 0 where it has none or the process is not known well enough.
 #[inline(always)]
@@ -12,20 +25,146 @@ pub(crate) fn thread_state(target: &Target) -> u64 {
         return 0;
     }
     // SAFETY: the helper returns the running task, and the offset is from the kernel's BTF.
-    let base: u64 = unsafe {
+    let pointer: u64 = unsafe {
         read::typed(
             bpf_get_current_task_btf().cast::<u8>(),
             offset!(task_fsbase),
         )
     };
+    let base = if target.thread_block == 0 {
+        pointer
+    } else {
+        match read::user(pointer + u64::from(target.thread_block)) {
+            Some(block) if block != 0 => block,
+            _ => return 0,
+        }
+    };
     read::user(base.wrapping_add_signed(target.thread_state)).unwrap_or(0)
 }
 
-/// The `PyContext*` that the running thread has entered; 0 where unknown.
+/// The `PyContext*` that the thread with this thread state has entered; 0 where unknown.
 #[inline(always)]
-pub(crate) fn context(target: &Target) -> u64 {
-    match thread_state(target) {
-        0 => 0,
-        state => read::user(state + u64::from(target.context)).unwrap_or(0),
+pub(crate) fn context(target: &Target, thread_state: u64) -> u64 {
+    if thread_state == 0 {
+        return 0;
     }
+    read::user(thread_state + u64::from(target.context)).unwrap_or(0)
+}
+
+/// Walks the Python frames of the thread with this thread state into the sample, behind `at` bytes of
+/// other frames; how many there are.
+#[inline(always)]
+pub(crate) fn walk(
+    target: &Target,
+    thread_state: u64,
+    scratch: &mut SampleScratch,
+    at: usize,
+) -> u16 {
+    let Some(layout) = target
+        .python
+        .checked_sub(1)
+        .and_then(|index| PY_LAYOUTS.get(index))
+    else {
+        return 0;
+    };
+    if holds_gil(layout, thread_state) {
+        scratch.sample.flags |= sample_flags::GIL;
+    }
+    let Some(mut frame) = innermost(layout, thread_state) else {
+        return broken(scratch, 0);
+    };
+    let size = layout.frame_size.min(FRAME_SIZE_MAX as u16);
+    let lasti = layout.flags & flags::LASTI != 0;
+    let instr_mask = if lasti { u64::from(u32::MAX) } else { u64::MAX };
+    let code_mask = !u64::from(layout.code_tag);
+    // Without owners, no byte reaches the least owner of a shim.
+    let has_owner = layout.owner != ABSENT;
+    let shim = if has_owner {
+        layout.owner_shim.into()
+    } else {
+        i64::from(u16::MAX)
+    };
+    // One way through the loop but for its ends: whatever branches there, the verifier follows both
+    // ways of in each of the 192 rounds.
+    for i in 0..PYTHON_FRAMES_MAX {
+        if frame == 0 {
+            return i as u16;
+        }
+        let size = mask::<0xff>(u64::from(size)) as u32;
+        if size > FRAME_SIZE_MAX as u32
+            || !read::user_bytes(scratch.frame.as_mut_ptr(), size, frame)
+        {
+            return broken(scratch, i as u16);
+        }
+        frame = word(scratch, layout.previous);
+        // All ones for a frame that runs code, zero for one of the interpreter's own: those stay in
+        // the record without a code object, for they stand where C called into Python.
+        let is_code = (i64::from(byte(scratch, layout.owner)) - shim) >> 63;
+        let value = PyFrame {
+            code: word(scratch, layout.code) & code_mask & is_code as u64,
+            instr: word(scratch, layout.instr) & instr_mask,
+        };
+        // SAFETY: `at` is below 2,048, and the room is twice what all frames together need.
+        unsafe {
+            scratch
+                .frames
+                .as_mut_ptr()
+                .add(at + i * size_of::<PyFrame>())
+                .cast::<PyFrame>()
+                .write_unaligned(value);
+        }
+    }
+    scratch.sample.flags |= sample_flags::PYTHON_TRUNCATED;
+    count(Counter::PythonTruncated);
+    PYTHON_FRAMES_MAX as u16
+}
+
+/// The address of the innermost frame; 0 if there is none.
+#[inline(always)]
+fn innermost(layout: &PyLayout, thread_state: u64) -> Option<u64> {
+    let frame: u64 = read::user(thread_state + u64::from(layout.frame))?;
+    if layout.cframe == ABSENT || frame == 0 {
+        return Some(frame);
+    }
+    read::user(frame + u64::from(layout.cframe))
+}
+
+/// Whether the thread holds the GIL, where its version says so in the thread state or the runtime.
+#[inline(always)]
+fn holds_gil(layout: &PyLayout, thread_state: u64) -> bool {
+    if layout.gil != ABSENT {
+        let word: u32 = read::user(thread_state + u64::from(layout.gil)).unwrap_or(0);
+        return word & layout.gil_mask != 0;
+    }
+    if layout.interp_runtime == ABSENT || layout.runtime_current == ABSENT {
+        return false;
+    }
+    let holder = read::user::<u64>(thread_state + u64::from(layout.interp))
+        .and_then(|interp| read::user::<u64>(interp + u64::from(layout.interp_runtime)))
+        .and_then(|runtime| read::user::<u64>(runtime + u64::from(layout.runtime_current)));
+    holder == Some(thread_state)
+}
+
+/// The word at this offset of the frame that was read.
+#[inline(always)]
+fn word(scratch: &SampleScratch, offset: u16) -> u64 {
+    let offset = mask::<0x78>(u64::from(offset)) as usize;
+    // SAFETY: the mask keeps the word within the frame's 128 bytes.
+    unsafe { scratch.frame.as_ptr().add(offset).cast::<u64>().read() }
+}
+
+/// The byte at this offset of the frame that was read.
+#[inline(always)]
+fn byte(scratch: &SampleScratch, offset: u16) -> u8 {
+    let offset = mask::<0x7f>(u64::from(offset)) as usize;
+    // SAFETY: the mask keeps the byte within the frame's 128 bytes.
+    unsafe { scratch.frame.as_ptr().add(offset).read() }
+}
+
+/// Notes that the stack could not be read to its end.
+#[inline(always)]
+fn broken(scratch: &mut SampleScratch, frames: u16) -> u16 {
+    scratch.sample.flags |= sample_flags::PYTHON_BROKEN;
+    count(Counter::PythonBroken);
+    frames
 }

@@ -2,16 +2,21 @@
 //!
 //! The modules in the order of the data; see docs/architecture.md.
 
+pub mod cli;
+pub mod pipeline;
+
 pub mod bpf;
-pub mod correlate;
-pub mod decode;
-pub mod discover;
-pub mod error;
-pub mod export;
 pub mod ingest;
-pub mod policy;
-pub mod profile;
+pub mod decode;
 pub mod protocol;
+pub mod correlate;
+pub mod policy;
 pub mod span;
+pub mod export;
+
+pub mod discover;
 pub mod symbolize;
+pub mod profile;
+pub mod govern;
 pub mod telemetry;
+pub mod error;

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use decnet_trace_common::{
     counter::Counter,
-    event::{Kind, Sample},
+    event::{Kind, PyFrame, Sample},
     limits::{KERNEL_FRAMES_MAX, USER_FRAMES_MAX},
     target,
 };
@@ -38,7 +38,7 @@ fn try_cpu_sample(ctx: &PerfEventContext) -> Option<()> {
     let state = python::thread_state(target);
     scratch.sample = Sample {
         header: emit::header(Kind::Sample, current),
-        context: python::context(target),
+        context: python::context(target, state),
         thread_state: state,
         ..Sample::default()
     };
@@ -68,7 +68,18 @@ fn try_cpu_sample(ctx: &PerfEventContext) -> Option<()> {
     };
     scratch.sample.kernel = (kernel / 8) as u16;
     scratch.sample.user = (user / 8) as u16;
-    let len = size_of::<Sample>() + mask::<0x1fff>(kernel + user) as usize;
+    let native = mask::<0x7ff>(kernel + user);
+    let python = if state == 0 {
+        if target.python != 0 {
+            count(Counter::NoThreadState);
+        }
+        0
+    } else {
+        python::walk(target, state, scratch, native as usize)
+    };
+    scratch.sample.python = python;
+    let python = u64::from(python) * size_of::<PyFrame>() as u64;
+    let len = size_of::<Sample>() + mask::<0x3fff>(native + python) as usize;
     if len > size_of::<Sample>() + FRAMES_BYTES {
         return None;
     }

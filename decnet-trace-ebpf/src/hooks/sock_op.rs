@@ -149,7 +149,7 @@ fn operation(
         }
         capture(scratch, sock, call, moved);
     }
-    scratch.op.context = python::context(target);
+    scratch.op.context = python::context(target, python::thread_state(target));
     if scratch.op.flags & flags::HEAD != 0 {
         if !sock.unix
             && let Some(tuple) = sock::tuple(sock.sk)

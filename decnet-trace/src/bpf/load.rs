@@ -7,7 +7,9 @@ use aya::{
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{
         BtfTracePoint, PerfEvent, ProgramError, TracePoint,
-        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+        perf_event::{PerfEventConfig, PerfEventLink, PerfEventScope, SamplePolicy, SoftwareEvent},
+        tp_btf::BtfTracePointLink,
+        trace_point::TracePointLink,
     },
     util::online_cpus,
 };
@@ -71,6 +73,8 @@ impl SockHooks {
 /// The programs and maps in the kernel. Dropping it detaches and removes all of them; so does the end
 /// of the process, whatever ends it, for nothing is pinned.
 pub struct Bpf {
+    /// Dropped before the programs they belong to.
+    links: Vec<Link>,
     ebpf: Ebpf,
     sock_hooks: SockHooks,
     rate: u32,
@@ -81,6 +85,14 @@ pub struct Bpf {
     /// The traced processes, by thread group id.
     pub targets: HashMap<MapData, u32, Target>,
     control: Array<MapData, Control>,
+}
+
+/// An attachment, which ends when this is dropped.
+#[expect(dead_code, reason = "held for their drop alone")]
+enum Link {
+    Typed(BtfTracePointLink),
+    Syscall(TracePointLink),
+    Sample(PerfEventLink),
 }
 
 /// What one program has cost since it was loaded, while run-time statistics were on.
@@ -158,6 +170,7 @@ impl Bpf {
             .map_err(|error| refused("set the control map", &error))?;
         let (outer, rings) = make_rings(&mut ebpf, options.ring_bytes)?;
         Ok(Self {
+            links: Vec::new(),
             sock_hooks,
             rate: options.rate,
             rings,
@@ -182,45 +195,58 @@ impl Bpf {
             "sched_process_exit",
             "inet_sock_set_state",
         ];
+        let Self { ebpf, links, .. } = self;
         match self.sock_hooks {
             SockHooks::Tracepoints => names.extend(["sock_send_length", "sock_recv_length"]),
             SockHooks::Syscalls => {
-                let program = program::<TracePoint>(&mut self.ebpf, "sys_exit_io")?;
+                let program = program::<TracePoint>(ebpf, "sys_exit_io")?;
                 with_tracefs(|| {
                     IO_SYSCALLS.iter().try_for_each(|syscall| {
-                        let tracepoint = format!("sys_exit_{syscall}");
-                        program
-                            .attach("syscalls", &tracepoint)
-                            .map(|_| ())
+                        let name = format!("sys_exit_{syscall}");
+                        let link = program
+                            .attach("syscalls", &name)
+                            .and_then(|id| program.take_link(id))
                             .map_err(|error| {
-                                refused(&format!("attach to syscalls/{tracepoint}"), &error)
-                            })
+                                refused(&format!("attach to syscalls/{name}"), &error)
+                            })?;
+                        links.push(Link::Syscall(link));
+                        Ok(())
                     })
                 })?;
             }
         }
         for name in names {
-            program::<BtfTracePoint>(&mut self.ebpf, name)?
+            let program = program::<BtfTracePoint>(ebpf, name)?;
+            let link = program
                 .attach()
+                .and_then(|id| program.take_link(id))
                 .map_err(|error| refused(&format!("attach to {name}"), &error))?;
+            links.push(Link::Typed(link));
         }
         if self.rate > 0 {
             let cpus = online_cpus().map_err(|(path, error)| {
                 Error::failed(format!("cannot list the online CPUs from {path}: {error}"))
             })?;
-            let program = program::<PerfEvent>(&mut self.ebpf, "cpu_sample")?;
+            let program = program::<PerfEvent>(ebpf, "cpu_sample")?;
             for cpu in cpus {
-                program
+                let link = program
                     .attach(
                         PerfEventConfig::Software(SoftwareEvent::CpuClock),
                         PerfEventScope::AllProcessesOneCpu { cpu },
                         SamplePolicy::Frequency(u64::from(self.rate)),
                         false,
                     )
+                    .and_then(|id| program.take_link(id))
                     .map_err(|error| refused(&format!("sample CPU {cpu}"), &error))?;
+                links.push(Link::Sample(link));
             }
         }
         Ok(())
+    }
+
+    /// Detaches every hook; the maps stay until this is dropped.
+    pub fn detach(&mut self) {
+        self.links.clear();
     }
 
     /// Which hooks see socket operations.

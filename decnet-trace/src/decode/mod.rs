@@ -16,6 +16,8 @@ pub enum Event<'a> {
     Proc(event::Proc),
     /// A CPU sample and its stacks.
     Sample(event::Sample, Frames<'a>),
+    /// A context copied or ended, or work handed to another thread.
+    Lineage(event::Lineage),
 }
 
 /// The stacks of a sample: addresses and Python frames, innermost first.
@@ -91,6 +93,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         }
         Kind::SockState => Ok(Event::SockState(read(bytes)?.0)),
         Kind::Proc => Ok(Event::Proc(read(bytes)?.0)),
+        Kind::Lineage => Ok(Event::Lineage(read(bytes)?.0)),
         Kind::Sample => {
             let (sample, rest): (event::Sample, _) = read(bytes)?;
             let (kernel, rest) = take(rest, usize::from(sample.kernel) * 8)?;
@@ -121,6 +124,7 @@ impl Record for event::SockOp {}
 impl Record for event::SockState {}
 impl Record for event::Proc {}
 impl Record for event::Sample {}
+impl Record for event::Lineage {}
 
 /// Reads a struct from the front of the bytes, wherever they are aligned.
 fn read<T: Record>(bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {

@@ -1,0 +1,49 @@
+//! The command line: one file per verb.
+
+mod completions;
+mod run;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Exit, Result};
+
+/// Traces running Python services from outside: requests with their calls, flamegraphs, metrics.
+///
+/// Nothing in the service changes and nothing is written to it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "decnet-trace",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Example: sudo decnet-trace run --otlp-endpoint http://127.0.0.1:4317\n\n\
+        Exit codes: 0 done, 1 failed at work, 2 usage or configuration, 3 this kernel or these \
+        privileges can't, 4 no such target."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(run::RunArgs),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    ///
+    /// Whatever ends the command before it is done.
+    pub fn run(self) -> Result<Exit> {
+        match self.verb {
+            Verb::Run(args) => run::run(args),
+            Verb::Completions(args) => completions::completions(&args),
+            Verb::Man(args) => completions::man(&args),
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! `decnet-trace run`: traces until told to stop.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    bpf::load::LoadOptions,
+    discover::Selector,
+    error::{Error, Exit, Result},
+    export::{
+        ExportConfig, SummaryConfig,
+        otlp::{Headers, OtlpConfig, Protocol},
+    },
+    pipeline::{Config, Outcome, Pipeline},
+    policy::PolicyConfig,
+    profile::{
+        self,
+        formats::{self, Format},
+        label::Style,
+        output::check_writable,
+    },
+    telemetry::log,
+};
+
+/// The most samples per second and CPU.
+const RATE_MAX: u32 = 999;
+
+/// How many routes the table shows.
+const ROWS: usize = 40;
+
+/// Trace services until Ctrl-C: requests become spans, CPU samples a flamegraph.
+///
+/// Without --pid, --name or --port, every Python web server is traced, those that start later too.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  sudo decnet-trace run --otlp-endpoint http://127.0.0.1:4317\n  \
+        sudo decnet-trace run --name 'shop*' --duration 60 --profile-out flame.svg --summary\n\n\
+        Ctrl-C or SIGTERM detaches, sends what is left, and ends with exit code 0."
+)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    targets: TargetArgs,
+
+    /// Send spans to this OTLP endpoint.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
+        help_heading = "Output"
+    )]
+    otlp_endpoint: Option<String>,
+
+    /// Speak this protocol to it: grpc or http/protobuf [default: grpc].
+    #[arg(
+        long,
+        value_name = "PROTOCOL",
+        env = "OTEL_EXPORTER_OTLP_PROTOCOL",
+        help_heading = "Output"
+    )]
+    otlp_protocol: Option<Protocol>,
+
+    /// Send these headers to it: name=value,name=value.
+    #[arg(
+        long,
+        value_name = "HEADERS",
+        env = "OTEL_EXPORTER_OTLP_HEADERS",
+        hide_env_values = true,
+        help_heading = "Output"
+    )]
+    otlp_headers: Option<Headers>,
+
+    /// Check its certificate against those in this file (PEM).
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "OTEL_EXPORTER_OTLP_CERTIFICATE",
+        help_heading = "Output"
+    )]
+    otlp_certificate: Option<PathBuf>,
+
+    /// Append spans to this file: OTLP/JSON, a line per batch.
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    spans_file: Option<PathBuf>,
+
+    /// Write a flamegraph to this file at the end.
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    profile_out: Option<PathBuf>,
+
+    /// Print a table of routes and the slowest requests at the end [default: on a terminal].
+    #[arg(long, help_heading = "Output")]
+    summary: bool,
+
+    /// CPU samples per second and CPU; 0 turns profiling off.
+    #[arg(long, value_name = "HZ", default_value_t = 19, value_parser = clap::value_parser!(u32).range(0..=i64::from(RATE_MAX)))]
+    rate: u32,
+
+    /// Stop after so many seconds.
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
+    duration: Option<u64>,
+
+    #[command(flatten)]
+    kernel: KernelArgs,
+}
+
+/// Which processes.
+#[derive(Args, Debug)]
+pub(super) struct TargetArgs {
+    /// Trace this process and its children (may be given again).
+    #[arg(long, short, value_name = "PID", help_heading = "Targets")]
+    pid: Vec<u32>,
+
+    /// Trace processes whose command, executable, script or application matches (may be given again).
+    #[arg(long, value_name = "GLOB", help_heading = "Targets")]
+    name: Vec<String>,
+
+    /// Trace processes that listen on this TCP port (may be given again).
+    #[arg(long, value_name = "PORT", help_heading = "Targets")]
+    port: Vec<u16>,
+}
+
+impl TargetArgs {
+    pub(super) fn selector(&self) -> Result<Selector> {
+        if self.pid.contains(&std::process::id()) {
+            return Err(Error::usage(
+                "--pid names decnet-trace itself, which is never traced; name another process",
+            ));
+        }
+        Selector::new(&self.pid, &self.name, &self.port).map_err(Error::usage)
+    }
+}
+
+/// How the kernel side is loaded.
+#[derive(Args, Debug)]
+pub(super) struct KernelArgs {
+    /// Log what the eBPF programs say of themselves (they need a build of their own).
+    #[arg(long)]
+    bpf_log: bool,
+
+    /// Use the fallback hooks though the kernel has the better ones.
+    #[arg(long, hide = true)]
+    force_fallback: bool,
+
+    /// The size of each CPU's ring, in KiB: a power of two.
+    #[arg(long, hide = true, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(4..=262_144))]
+    ring_kib: u32,
+}
+
+impl KernelArgs {
+    pub(super) fn options(&self, rate: u32) -> Result<LoadOptions> {
+        if !self.ring_kib.is_power_of_two() {
+            return Err(Error::usage(format!(
+                "--ring-kib {} is no power of two; say 1024",
+                self.ring_kib
+            )));
+        }
+        Ok(LoadOptions {
+            ring_bytes: self.ring_kib * 1024,
+            force_fallback: self.force_fallback,
+            log: self.bpf_log,
+            rate,
+        })
+    }
+}
+
+pub(super) fn run(args: RunArgs) -> Result<Exit> {
+    log::init(None).map_err(Error::failed)?;
+    if let Some(path) = &args.profile_out {
+        check_writable(path).map_err(Error::usage)?;
+        if args.rate == 0 {
+            return Err(Error::usage(
+                "--profile-out needs samples, and --rate 0 takes none; leave one of them out",
+            ));
+        }
+    }
+    let summary = args.summary || std::io::stdout().is_terminal();
+    let config = Config {
+        selector: args.targets.selector()?,
+        overrides: Default::default(),
+        load: args.kernel.options(args.rate)?,
+        requests: true,
+        policy: PolicyConfig::default(),
+        export: ExportConfig {
+            otlp: otlp(&args)?,
+            spans_file: args.spans_file.clone(),
+            summary: summary.then(SummaryConfig::default),
+        },
+        profile: args
+            .profile_out
+            .is_some()
+            .then(|| profile::aggregate::Options {
+                native: true,
+                kernel: true,
+                ..Default::default()
+            }),
+    };
+    let pipeline = Pipeline::start(config)?;
+    let stopped = wait(&pipeline, args.duration.map(Duration::from_secs));
+    let outcome = pipeline.finish()?;
+    stopped?;
+    let written = args
+        .profile_out
+        .as_ref()
+        .zip(outcome.profile.as_ref())
+        .map(|(path, profile)| {
+            formats::save(profile, Format::Flamegraph, &Style::default(), path)
+                .map(|()| path)
+                .map_err(Error::failed)
+        });
+    let written = written.transpose()?;
+    if summary {
+        print(&outcome, written)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn otlp(args: &RunArgs) -> Result<Option<OtlpConfig>> {
+    let endpoint = args
+        .otlp_endpoint
+        .clone()
+        .or_else(|| std::env::var("DECNET_OTEL_ENDPOINT").ok())
+        .filter(|endpoint| !endpoint.is_empty());
+    let Some(endpoint) = endpoint else {
+        return Ok(None);
+    };
+    let mut config = OtlpConfig::new(endpoint);
+    config.protocol = args.otlp_protocol.unwrap_or_default();
+    config.headers = args.otlp_headers.clone().unwrap_or_default();
+    config.certificate = args.otlp_certificate.clone();
+    Ok(Some(config))
+}
+
+/// Waits for a signal, the end of the time, or the end of the pipeline.
+pub(super) fn wait(pipeline: &Pipeline, duration: Option<Duration>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed(format!("cannot start the signal handler: {error}")))?;
+    let deadline = duration.map(|duration| Instant::now() + duration);
+    runtime.block_on(async {
+        let failed = |error| Error::failed(format!("cannot watch for signals: {error}"));
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok(()),
+                () = until(deadline) => return Ok(()),
+                _ = tick.tick() => if pipeline.is_finished() {
+                    return Ok(());
+                },
+            }
+        }
+    })
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Prints what a person wants to see at the end.
+fn print(outcome: &Outcome, flamegraph: Option<&PathBuf>) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let colour = log::colour(&out);
+    let mut text = String::new();
+    if let Some(summary) = outcome
+        .summary
+        .as_ref()
+        .filter(|summary| !summary.is_empty())
+    {
+        text += &summary.table(ROWS, colour);
+    } else {
+        text += "no requests were seen\n";
+    }
+    text.push('\n');
+    let mut line = |name: &str, value: String| text += &format!("{name:<14}{value}\n");
+    if let Some(path) = flamegraph {
+        let samples = outcome.profile.as_ref().map_or(0, profile::Profile::total);
+        line(
+            "flamegraph",
+            format!("{} ({samples} samples)", path.display()),
+        );
+    }
+    let lost: Vec<_> = outcome
+        .lost()
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    let total: u64 = outcome.lost().map(|(_, value)| value).sum();
+    line(
+        "lost",
+        if lost.is_empty() {
+            "0 events".into()
+        } else {
+            format!("{total} ({})", lost.join(", "))
+        },
+    );
+    let seconds = outcome.duration.as_secs_f64();
+    line(
+        "requests",
+        format!(
+            "{} in {seconds:.1} s ({:.0}/s)",
+            outcome.requests.served,
+            outcome.requests.served as f64 / seconds
+        ),
+    );
+    if let Some(usage) = &outcome.usage {
+        line(
+            "agent",
+            format!(
+                "{:.2} % of a core, {:.1} MiB resident",
+                usage.cpu_percent,
+                usage.rss as f64 / f64::from(1 << 20)
+            ),
+        );
+    }
+    line(
+        "in the kernel",
+        match (outcome.bill.micros_per_request(), outcome.bill.cpu_share()) {
+            (Some(micros), Some(share)) => format!(
+                "{micros:.2} µs per request, {:.3} % of a core (measured over {:.0} s)",
+                share * 100.0,
+                outcome.bill.measured.as_secs_f64()
+            ),
+            (None, Some(share)) => format!("{:.3} % of a core", share * 100.0),
+            _ => "not measured: this kernel keeps no run-time statistics".into(),
+        },
+    );
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| Error::failed(format!("cannot print the summary: {error}")))
+}

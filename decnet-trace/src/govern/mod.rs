@@ -1,0 +1,3 @@
+//! What the agent costs the machine, measured while it runs.
+
+pub mod cost;

@@ -1,0 +1,127 @@
+//! The only place where threads and channels are wired: rings → decode → correlate → policy → sinks.
+//!
+//! Every verb runs this one pipeline; they differ in what is recorded and where it goes.
+
+mod clock;
+mod discovery;
+mod outcome;
+mod processes;
+mod worker;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+pub use outcome::{Outcome, Requests};
+
+use crate::{
+    bpf::load::{Bpf, LoadOptions},
+    discover::{Discovery, Overrides, Selector},
+    error::{Error, Result},
+    export::{ExportConfig, Exporters},
+    ingest::Ingest,
+    policy::{Policy, PolicyConfig},
+    profile, symbolize,
+    telemetry::Counters,
+};
+
+/// How long the sinks may take to send what they hold when the agent stops.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
+
+/// What to record, of whom, and where it goes.
+#[derive(Debug)]
+pub struct Config {
+    /// Which processes.
+    pub selector: Selector,
+    /// What their telemetry is said to come from, where the user says so.
+    pub overrides: Overrides,
+    /// How the programs are loaded.
+    pub load: LoadOptions,
+    /// Record requests.
+    pub requests: bool,
+    /// What becomes of a request on its way to a span.
+    pub policy: PolicyConfig,
+    /// Where spans go.
+    pub export: ExportConfig,
+    /// Which samples and frames are counted; sampled at [`LoadOptions::rate`].
+    pub profile: Option<profile::aggregate::Options>,
+}
+
+/// A pipeline at work.
+pub struct Pipeline {
+    stop: Arc<AtomicBool>,
+    worker: thread::JoinHandle<Result<Outcome>>,
+}
+
+impl Pipeline {
+    /// Loads, attaches, finds the first targets, and begins. Everything that can be found wrong is found
+    /// before anything is attached.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel can't, a sink can't be opened, or no target named by its pid or port exists.
+    pub fn start(config: Config) -> Result<Self> {
+        let counters = Arc::new(Counters::new());
+        let policy = Policy::new(config.policy, Arc::clone(&counters))
+            .map_err(|error| Error::failed(format!("cannot get random numbers: {error}")))?;
+        let mut discovery =
+            Discovery::new(config.selector, std::process::id()).with_overrides(config.overrides);
+        let first = discovery.scan_all();
+        if let Some(pid) = discovery.missing().first() {
+            return Err(Error::no_target(format!(
+                "there is no process {pid} that can be traced; `decnet-trace ps --all` lists processes"
+            )));
+        }
+        let mut bpf = Bpf::load(&config.load)?;
+        let exporters = Exporters::start(config.export, Arc::clone(&counters))?;
+        let (symbolizer, symbolizing) =
+            symbolize::spawn(symbolize::Limits::default(), Box::new(symbolize::NoPython))
+                .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
+        let ingest = Ingest::new(bpf.take_rings())?;
+        let mut worker = worker::Worker::new(worker::Parts {
+            ingest,
+            policy,
+            exporters,
+            symbolizer,
+            symbolizing,
+            counters,
+            requests: config.requests,
+            profile: config.profile,
+            rate: config.load.rate,
+            bpf,
+        })?;
+        // Targets first: from the moment a hook is attached, it knows whom it is for.
+        worker.apply(first);
+        worker.attach()?;
+        worker.discover(discovery)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        let worker = thread::Builder::new()
+            .name("pipeline".into())
+            .spawn(move || worker.run(&flag))
+            .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
+        Ok(Self { stop, worker })
+    }
+
+    /// Whether it has come to its end by itself.
+    pub fn is_finished(&self) -> bool {
+        self.worker.is_finished()
+    }
+
+    /// Detaches, lets everything under way reach its sink, and hands over what was seen.
+    ///
+    /// # Errors
+    ///
+    /// When the pipeline failed at work.
+    pub fn finish(self) -> Result<Outcome> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.worker
+            .join()
+            .unwrap_or_else(|_| Err(Error::failed("the pipeline panicked; this is a bug")))
+    }
+}

@@ -1,0 +1,474 @@
+//! The thread that everything passes through, from the rings to the sinks' queues.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use decnet_trace_common::{
+    counter::Counter,
+    target::{Target, flags},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    FLUSH_MAX,
+    clock::{monotonic, offset},
+    discovery::DiscoveryThread,
+    outcome::{Outcome, Requests},
+    processes::Processes,
+};
+use crate::{
+    bpf::load::Bpf,
+    correlate::{
+        Correlator,
+        exchange::{Exchange, Role},
+    },
+    decode::{Event, decode},
+    discover::{Change, Discovery, UntraceReason},
+    error::{Error, Result},
+    export::Exporters,
+    govern::cost::CostMeter,
+    ingest::Ingest,
+    policy::{ClockOffset, Policy},
+    profile::{self, aggregate::Aggregator, collect::collect},
+    span::{Resource, Span},
+    symbolize,
+    telemetry::{Counters, report::Report, usage::SelfUsage},
+};
+
+/// How long the rings are left alone between two rounds, while something happens.
+const ROUND: Duration = Duration::from_millis(25);
+
+/// The same, while nothing does.
+const IDLE_ROUND: Duration = Duration::from_millis(100);
+
+/// How often the slow things are done: looking for quiet closes, forgetting, costs.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// How long naming the last stacks may take at the end.
+const SYMBOLIZE_MAX: Duration = Duration::from_secs(10);
+
+/// What a worker is made of.
+pub(super) struct Parts {
+    pub(super) bpf: Bpf,
+    pub(super) ingest: Ingest,
+    pub(super) policy: Policy,
+    pub(super) exporters: Exporters,
+    pub(super) symbolizer: symbolize::Client,
+    pub(super) symbolizing: thread::JoinHandle<()>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) requests: bool,
+    pub(super) profile: Option<profile::aggregate::Options>,
+    pub(super) rate: u32,
+}
+
+/// The state of the thread.
+pub(super) struct Worker {
+    bpf: Bpf,
+    ingest: Ingest,
+    decoder: Decoder,
+    policy: Policy,
+    exporters: Exporters,
+    symbolizer: symbolize::Client,
+    symbolizing: thread::JoinHandle<()>,
+    counters: Arc<Counters>,
+    discovery: Option<DiscoveryThread>,
+    processes: Processes,
+    spans: Vec<Span>,
+    requests: Requests,
+    purposes: u32,
+    rate: u32,
+    ring_lost: u64,
+    unknown_process: u64,
+    started: Instant,
+    started_unix: u64,
+    clock: ClockOffset,
+    meter: CostMeter,
+    usage: Option<SelfUsage>,
+    report: Option<Report>,
+}
+
+/// The part of the state that each record goes through; apart from the rest so that the rings can be
+/// read meanwhile.
+struct Decoder {
+    correlator: Correlator,
+    profile: Option<Aggregator>,
+    exchanges: Vec<Exchange>,
+    undecoded: u64,
+}
+
+impl Worker {
+    pub(super) fn new(parts: Parts) -> Result<Self> {
+        let Parts {
+            bpf,
+            ingest,
+            policy,
+            exporters,
+            symbolizer,
+            symbolizing,
+            counters,
+            requests,
+            profile,
+            rate,
+        } = parts;
+        let sampling = profile.is_some() && rate > 0;
+        let purposes =
+            if requests { flags::SOCKETS } else { 0 } | if sampling { flags::SAMPLES } else { 0 };
+        let now = Instant::now();
+        let clock = offset();
+        Ok(Self {
+            decoder: Decoder {
+                correlator: Correlator::new(crate::correlate::Limits::default()),
+                profile: profile
+                    .filter(|_| sampling)
+                    .map(|options| Aggregator::new(options, symbolizer.clone())),
+                exchanges: Vec::new(),
+                undecoded: 0,
+            },
+            bpf,
+            ingest,
+            policy,
+            exporters,
+            symbolizer,
+            symbolizing,
+            counters,
+            discovery: None,
+            processes: Processes::default(),
+            spans: Vec::new(),
+            requests: Requests::default(),
+            purposes,
+            rate,
+            ring_lost: 0,
+            unknown_process: 0,
+            started: now,
+            started_unix: clock.to_unix(monotonic()),
+            clock,
+            meter: CostMeter::new(now),
+            usage: SelfUsage::start().ok(),
+            report: Report::start().ok(),
+        })
+    }
+
+    /// Attaches the hooks.
+    pub(super) fn attach(&mut self) -> Result<()> {
+        self.bpf.attach()?;
+        info!(
+            "attached: {}, {} Hz, {} processes traced",
+            self.bpf.sock_hooks().as_str(),
+            self.rate,
+            self.processes.live()
+        );
+        Ok(())
+    }
+
+    /// Starts to look for targets.
+    pub(super) fn discover(&mut self, discovery: Discovery) -> Result<()> {
+        self.discovery = Some(DiscoveryThread::start(discovery)?);
+        Ok(())
+    }
+
+    /// Does its work until told to stop.
+    pub(super) fn run(mut self, stop: &AtomicBool) -> Result<Outcome> {
+        let mut slow = Instant::now() + SLOW;
+        let mut round = ROUND;
+        while !stop.load(Ordering::Relaxed) {
+            self.ingest.wait(round);
+            let now = monotonic();
+            let handled = self.round(now);
+            self.decoder.tick(now);
+            round = if handled > 0 { ROUND } else { IDLE_ROUND };
+            let changes: Vec<_> = self
+                .discovery
+                .iter()
+                .flat_map(DiscoveryThread::changes)
+                .collect();
+            self.apply(changes);
+            self.forward(now, false);
+            if Instant::now() >= slow {
+                slow = Instant::now() + SLOW;
+                self.slow(now)?;
+            }
+        }
+        self.finish()
+    }
+
+    /// One round through the rings for records of before `horizon`; how many there were.
+    fn round(&mut self, horizon: u64) -> usize {
+        let Self {
+            ingest,
+            decoder,
+            discovery,
+            ..
+        } = self;
+        ingest.round(horizon, |bytes| decoder.record(bytes, discovery.as_ref()))
+    }
+
+    /// Does what discovery says.
+    pub(super) fn apply(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Trace(process) => {
+                    let target = Target {
+                        flags: self.purposes,
+                        ..Target::default()
+                    };
+                    let tgid = process.resource.tgid;
+                    if let Err(error) = self.bpf.targets.insert(tgid, target, 0) {
+                        warn!("cannot trace process {tgid}: {error}");
+                        continue;
+                    }
+                    info!("tracing {} (pid {tgid})", process.resource.service_name);
+                    self.processes.add(Arc::clone(&process.resource));
+                }
+                Change::Untrace(tgid, reason) => {
+                    // The kernel side has removed one that ended by itself.
+                    let _ = self.bpf.targets.remove(&tgid);
+                    if self.processes.resource(tgid).is_some() {
+                        debug!("no longer tracing pid {tgid}: {reason:?}");
+                    }
+                    if reason != UntraceReason::Executed || self.processes.resource(tgid).is_some()
+                    {
+                        self.processes.end(tgid, monotonic());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Turns finished exchanges into spans and hands them to the sinks.
+    fn forward(&mut self, now: u64, all: bool) {
+        let mut exchanges = std::mem::take(&mut self.decoder.exchanges);
+        let waited = self.processes.ready(now, all);
+        for exchange in exchanges.drain(..).chain(waited) {
+            match exchange.role {
+                Role::Server => self.requests.served += 1,
+                Role::Client => self.requests.made += 1,
+            }
+            let resource = match self.processes.resource(exchange.tgid) {
+                Some(resource) => Arc::clone(resource),
+                None if all => nameless(exchange.tgid),
+                None => {
+                    // Counted once it is forwarded.
+                    match exchange.role {
+                        Role::Server => self.requests.served -= 1,
+                        Role::Client => self.requests.made -= 1,
+                    }
+                    match self.processes.wait(now, exchange) {
+                        None => {}
+                        Some(_) => self.unknown_process += 1,
+                    }
+                    continue;
+                }
+            };
+            let span = self.policy.span(&exchange, &resource, self.clock, None);
+            self.spans.push(span);
+        }
+        self.decoder.exchanges = exchanges;
+        if !self.spans.is_empty() {
+            self.exporters.send(std::mem::take(&mut self.spans));
+        }
+    }
+
+    /// What is done about once a second.
+    fn slow(&mut self, now: u64) -> Result<()> {
+        self.clock = offset();
+        self.processes.sweep(now);
+        self.close_quiet(now);
+        self.notice_losses()?;
+        let served = self.requests.served;
+        self.meter.tick(Instant::now(), &self.bpf, served)?;
+        if self.report.as_ref().is_some_and(Report::is_due) {
+            let counters = self.all_counters()?;
+            if let Some(report) = &mut self.report {
+                report.log(counters.into_iter());
+            }
+        }
+        Ok(())
+    }
+
+    /// Unix sockets close without a word: looks after those whose close is all that is missing.
+    fn close_quiet(&mut self, now: u64) {
+        let gone: Vec<_> = self
+            .decoder
+            .correlator
+            .quiet_close_delimited()
+            .filter(|&(tgid, fd, sock)| {
+                let link = fs::read_link(format!("/proc/{tgid}/fd/{fd}"));
+                link.ok() != Some(PathBuf::from(format!("socket:[{sock}]")))
+            })
+            .map(|(_, _, sock)| sock)
+            .collect();
+        for sock in gone {
+            self.decoder
+                .correlator
+                .closed(sock, now, &mut self.decoder.exchanges);
+        }
+    }
+
+    /// Where records were lost, what is half-seen must not be paired wrongly.
+    fn notice_losses(&mut self) -> Result<()> {
+        let lost: u64 = self
+            .bpf
+            .counts()?
+            .into_iter()
+            .filter(|(counter, _)| matches!(counter, Counter::RingFull | Counter::NoRing))
+            .map(|(_, value)| value)
+            .sum();
+        if lost > self.ring_lost {
+            warn!(
+                "{} records were lost because a ring was full; requests under way are dropped",
+                lost - self.ring_lost
+            );
+            self.ring_lost = lost;
+            self.decoder.correlator.events_lost();
+        }
+        Ok(())
+    }
+
+    /// Every counter there is, by name.
+    fn all_counters(&self) -> Result<Vec<(&'static str, u64)>> {
+        let mut all: Vec<_> = self
+            .bpf
+            .counts()?
+            .into_iter()
+            .map(|(counter, value)| (counter.name(), value))
+            .collect();
+        all.extend(self.decoder.correlator.counters().iter());
+        all.extend(self.counters.iter());
+        all.push(("records_lost_undecoded", self.decoder.undecoded));
+        all.push(("exchanges_lost_unknown_process", self.unknown_process));
+        all.push((
+            "discovery_notices_overflowed",
+            self.discovery.as_ref().map_or(0, DiscoveryThread::lost),
+        ));
+        if let Some(profile) = &self.decoder.profile {
+            let dropped = profile.dropped();
+            all.push(("samples_lost_stacks_full", dropped.stacks_full));
+            all.push(("samples_lost_processes_full", dropped.processes_full));
+        }
+        let stats = self.symbolizer.stats();
+        all.extend(
+            symbolize::Reason::ALL
+                .iter()
+                .map(|&reason| (reason.name(), stats.get(reason))),
+        );
+        Ok(all)
+    }
+
+    /// Detaches, drains, flushes.
+    fn finish(mut self) -> Result<Outcome> {
+        self.bpf.detach();
+        let now = monotonic();
+        // Nothing comes after these: all of them are due.
+        self.round(u64::MAX);
+        self.decoder
+            .correlator
+            .finish(now, &mut self.decoder.exchanges);
+        let changes: Vec<_> = self
+            .discovery
+            .iter()
+            .flat_map(DiscoveryThread::changes)
+            .collect();
+        self.apply(changes);
+        self.forward(now, true);
+        self.notice_losses()?;
+        let duration = self.started.elapsed();
+        let profile = self.decoder.profile.as_mut().map(|aggregator| {
+            let dropped = aggregator.dropped();
+            let meta = profile::Meta {
+                rate: self.rate,
+                start: self.started_unix,
+                duration,
+                command: self.processes.names(),
+                lost: dropped.stacks_full + dropped.processes_full,
+            };
+            collect(aggregator.take(), &self.symbolizer, meta, SYMBOLIZE_MAX)
+        });
+        let counters = Arc::clone(&self.counters);
+        let meter = std::mem::replace(&mut self.meter, CostMeter::new(Instant::now()));
+        let bill = meter.finish(Instant::now(), &self.bpf, self.requests.served)?;
+        let mut all = self.all_counters()?;
+        let summary = self.exporters.shutdown(FLUSH_MAX);
+        // What the sinks did last.
+        for (name, value) in counters.iter() {
+            if let Some(entry) = all.iter_mut().find(|(known, _)| *known == name) {
+                entry.1 = value;
+            }
+        }
+        if let Some(report) = &mut self.report {
+            report.log(all.iter().copied());
+        }
+        drop(self.decoder);
+        drop(self.symbolizer);
+        self.symbolizing
+            .join()
+            .map_err(|_| Error::failed("the symbolizer panicked; this is a bug"))?;
+        Ok(Outcome {
+            duration,
+            requests: self.requests,
+            summary,
+            profile,
+            bill,
+            usage: self.usage.as_mut().and_then(|usage| usage.read().ok()),
+            counters: all,
+        })
+    }
+}
+
+impl Decoder {
+    /// Lets time pass.
+    fn tick(&mut self, now: u64) {
+        self.correlator.tick(now, &mut self.exchanges);
+    }
+
+    /// Sends one record where it belongs.
+    fn record(&mut self, bytes: &[u8], discovery: Option<&DiscoveryThread>) {
+        match decode(bytes) {
+            Ok(Event::SockOp(op, payload)) => {
+                self.correlator
+                    .on_sock_op(&op, payload, &mut self.exchanges);
+            }
+            Ok(Event::SockState(state)) => {
+                self.correlator.on_sock_state(&state, &mut self.exchanges);
+                if let Some(discovery) = discovery {
+                    discovery.on_sock_state(&state);
+                }
+            }
+            Ok(Event::Proc(event)) => {
+                self.correlator.on_proc(&event, &mut self.exchanges);
+                if let Some(profile) = &mut self.profile {
+                    profile.process(&event);
+                }
+                if let Some(discovery) = discovery {
+                    discovery.on_proc(&event);
+                }
+            }
+            Ok(Event::Sample(sample, frames)) => {
+                if let Some(profile) = &mut self.profile {
+                    profile.sample(&sample, &frames);
+                }
+            }
+            Ok(Event::Lineage(_)) => {}
+            Err(_) => self.undecoded += 1,
+        }
+    }
+}
+
+/// What is said of a process of which nothing could be learnt before it was gone.
+fn nameless(tgid: u32) -> Arc<Resource> {
+    Arc::new(Resource {
+        tgid,
+        service_name: "unknown_service".into(),
+        attributes: vec![(
+            "service.name".into(),
+            crate::span::Value::Str("unknown_service".into()),
+        )],
+    })
+}
