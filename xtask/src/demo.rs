@@ -216,7 +216,38 @@ fn account(pid: u32, truths: &[Truth]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{os::unix::process::ExitStatusExt as _, process::Command};
+
     use super::*;
+
+    /// When the demo is told to end, the agent gets one SIGTERM and ends in its own way.
+    #[test]
+    fn agent_is_told_to_end() {
+        let script = "trap 'exit 5' TERM; while :; do sleep 0.05; done";
+        let mut agent = Command::new("sh")
+            .args(["-c", script])
+            .spawn()
+            .expect("a shell");
+        let stop = AtomicBool::new(false);
+        let status = thread::scope(|scope| {
+            scope.spawn(|| {
+                // Time for the shell to set its trap.
+                thread::sleep(Duration::from_millis(500));
+                stop.store(true, Ordering::Relaxed);
+            });
+            watch(&mut agent, Duration::from_secs(60), &stop).expect("an end")
+        });
+        assert_eq!(status.code(), Some(5));
+    }
+
+    /// An agent that does not end by itself is asked to at its limit.
+    #[test]
+    fn limit_is_kept() {
+        let mut agent = Command::new("sleep").arg("60").spawn().expect("sleep");
+        let limit = Duration::from_millis(100);
+        let status = watch(&mut agent, limit, &AtomicBool::new(false)).expect("an end");
+        assert_eq!(status.signal(), Some(15));
+    }
 
     /// The account's numbers are those of the truths.
     #[test]
