@@ -157,10 +157,15 @@ pub fn ensure() -> Result<Compiler> {
         "installing Debian's {} with apt-get",
         DEBIAN_PACKAGES.join(", ")
     ));
-    let debian = match debian::install(DEBIAN_PACKAGES) {
+    // The newest: bookworm's first release of them is too old, its security updates bring the others.
+    let debian = match debian::install_newest(DEBIAN_PACKAGES) {
         Ok(()) => match debians() {
             Some(found) => return Ok(found),
-            None => "the packages are too old".to_owned(),
+            None => format!(
+                "apt's sources have none from {}.{} on: is bookworm-security among them?",
+                oldest().0,
+                oldest().1
+            ),
         },
         Err(why) => format!("{why:#}"),
     };

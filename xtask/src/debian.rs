@@ -13,6 +13,21 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// # Errors
 /// This is not Debian (no apt-get), the user is not root, or apt-get fails.
 pub fn install(packages: &[&str]) -> Result<()> {
+    possible(packages)?;
+    get("install", packages).or_else(|_| install_newest(packages))
+}
+
+/// Installs the newest version there is of packages: with fresh lists, and over older ones.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_newest(packages: &[&str]) -> Result<()> {
+    possible(packages)?;
+    get("update", &[])?;
+    get("install", packages)
+}
+
+fn possible(packages: &[&str]) -> Result<()> {
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("there is no apt-get: this is not Debian");
     }
@@ -22,11 +37,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
             packages.join(" ")
         );
     }
-    if get("install", packages).is_ok() {
-        return Ok(());
-    }
-    get("update", &[])?;
-    get("install", packages)
+    Ok(())
 }
 
 fn get(verb: &str, packages: &[&str]) -> Result<()> {
