@@ -216,6 +216,22 @@ fn what_has_no_name_says_so() {
     assert_eq!(symbols.count(Reason::NoSymbol), 1);
 }
 
+/// A stack ends at an address in no mapping: what follows was never called from anywhere.
+#[test]
+fn a_stack_ends_where_it_leads_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = compile(folder.path(), "plain", PLAIN, &[]);
+    let mut program = Program::start(&mut Command::new(&path));
+    let addresses = program.numbers();
+    let mut symbols = Symbols::new(Limits::default());
+    let (alpha, beta, qsort) = (addresses[0], addresses[1] + 1, addresses[2] + 1);
+    let whole = symbols.names(program.id(), &[alpha, beta, qsort]);
+    assert_eq!(whole, ["alpha", "beta", "qsort"]);
+    let broken = symbols.names(program.id(), &[alpha, beta, 0x1234, qsort]);
+    assert_eq!(broken, ["alpha", "beta", "[truncated]"]);
+    assert_eq!(symbols.count(Reason::Unmapped), 1);
+}
+
 /// Rust's and C++'s names are shown as in the source.
 #[test]
 fn names_are_demangled() {
@@ -551,9 +567,9 @@ fn what_is_let_go_is_named_again() {
 struct Slow;
 
 impl PythonFrames for Slow {
-    fn resolve(&mut self, _tgid: u32, _frame: PyFrame) -> Option<PythonLocation> {
+    fn resolve(&mut self, _tgid: u32, frames: &[PyFrame], found: &mut Vec<Option<PythonLocation>>) {
         std::thread::sleep(Duration::from_millis(200));
-        None
+        found.resize(frames.len(), None);
     }
 
     fn process_ended(&mut self, _tgid: u32) {}

@@ -291,13 +291,20 @@ mod tests {
     struct Numbers;
 
     impl PythonFrames for Numbers {
-        fn resolve(&mut self, tgid: u32, frame: PyFrame) -> Option<PythonLocation> {
-            (frame.code != 0).then(|| PythonLocation {
-                name: format!("f{}", frame.code).into(),
-                file: format!("{tgid}.py").into(),
-                line: u32::try_from(frame.instr).unwrap_or(0),
-                first_line: 1,
-            })
+        fn resolve(
+            &mut self,
+            tgid: u32,
+            frames: &[PyFrame],
+            found: &mut Vec<Option<PythonLocation>>,
+        ) {
+            found.extend(frames.iter().map(|frame| {
+                (frame.code != 0).then(|| PythonLocation {
+                    name: format!("f{}", frame.code).into(),
+                    file: format!("{tgid}.py").into(),
+                    line: u32::try_from(frame.instr).unwrap_or(0),
+                    first_line: 1,
+                })
+            }));
         }
 
         fn process_ended(&mut self, _tgid: u32) {}
@@ -390,12 +397,12 @@ mod tests {
     fn what_is_not_asked_for_makes_no_difference() {
         let with = Raw {
             kernel: vec![1, 2],
-            user: vec![3],
-            ..python(1, &[(1, 1)])
+            user: vec![feed as *const () as u64],
+            ..python(std::process::id(), &[(1, 1)])
         };
         let without = Raw {
             tid: 5,
-            ..python(1, &[(1, 1)])
+            ..python(std::process::id(), &[(1, 1)])
         };
         for (asked, expected) in [(false, 1), (true, 2)] {
             let (mut aggregator, client) = aggregator(Options {

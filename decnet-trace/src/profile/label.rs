@@ -34,6 +34,26 @@ impl Default for Style {
     }
 }
 
+impl Style {
+    /// The line that a frame is shown with; 0 for none.
+    pub fn line(&self, frame: &Frame) -> u32 {
+        match (self.lines, self.by_function) {
+            (false, _) => 0,
+            (true, true) => frame.first_line,
+            (true, false) => frame.line,
+        }
+    }
+
+    /// The path of a Python file as it is shown.
+    pub fn path<'a>(&self, file: &'a str) -> &'a str {
+        if self.full_paths {
+            file
+        } else {
+            short_path(file)
+        }
+    }
+}
+
 /// Appends a stack's text: frames outermost first, joined by `;`.
 pub fn write_stack(sample: &Sample, style: &Style, out: &mut String) {
     let start = out.len();
@@ -84,24 +104,15 @@ pub fn write_frame(frame: &Frame, style: &Style, out: &mut String) {
         FrameKind::Native => {}
         FrameKind::Python if frame.file.is_empty() => {}
         FrameKind::Python => {
-            let line = if style.by_function {
-                frame.first_line
-            } else {
-                frame.line
-            };
             out.push_str(" (");
-            write_clean(path(&frame.file, style.full_paths), out);
-            if style.lines && line != 0 {
+            write_clean(style.path(&frame.file), out);
+            let line = style.line(frame);
+            if line != 0 {
                 let _ = write!(out, ":{line}");
             }
             out.push(')');
         }
     }
-}
-
-/// The path as the style shows it.
-fn path(file: &str, full: bool) -> &str {
-    if full { file } else { short_path(file) }
 }
 
 /// A Python file's path without the part that only says where packages are installed.

@@ -201,6 +201,8 @@ pub fn spawn(
 struct Worker {
     native: native::Native,
     python: Box<dyn PythonFrames>,
+    /// Kept for its room.
+    found: Vec<Option<PythonLocation>>,
     interner: intern::Interner,
     processes: FxHashMap<ProcessId, Known>,
     table: Arc<Mutex<Table>>,
@@ -237,6 +239,7 @@ impl Worker {
         Self {
             native: native::Native::new(native_limits, stats.clone()),
             python,
+            found: Vec::new(),
             interner: intern::Interner::default(),
             processes: FxHashMap::default(),
             table,
@@ -270,7 +273,11 @@ impl Worker {
             .native
             .user(raw.process, raw.tgid, &raw.user, &mut self.interner);
         let python = self.python_frames(raw);
-        let mut frames = merge::merge(&native, &python, &kernel);
+        let mut frames = merge::merge(&native.frames, &python, &kernel);
+        if native.cut && python.is_empty() {
+            let cut = self.interner.intern(merge::truncated(FrameKind::Native));
+            frames.insert(0, cut);
+        }
         if frames.is_empty() {
             // Outside Python, on a thread of which nothing else was asked.
             let frame = Frame::marker(FrameKind::Native, "[native]");
@@ -297,8 +304,12 @@ impl Worker {
         if raw.flags & cut != 0 && !raw.python.is_empty() {
             frames.push(self.interner.intern(merge::truncated(FrameKind::Python)));
         }
-        for &frame in raw.python.iter().rev() {
-            let frame = match self.python.resolve(raw.tgid, frame) {
+        let mut found = std::mem::take(&mut self.found);
+        found.clear();
+        self.python.resolve(raw.tgid, &raw.python, &mut found);
+        found.resize(raw.python.len(), None);
+        for location in found.drain(..).rev() {
+            let frame = match location {
                 Some(location) => Frame {
                     kind: FrameKind::Python,
                     name: location.name,
@@ -313,6 +324,7 @@ impl Worker {
             };
             frames.push(self.interner.intern(frame));
         }
+        self.found = found;
         frames
     }
 

@@ -15,6 +15,7 @@ use blazesym::{
     MaybeDefault, Pid,
     symbolize::{Input, Symbolized, Symbolizer, evict, source},
 };
+use decnet_trace_common::limits::USER_FRAMES_MAX;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
@@ -74,6 +75,14 @@ pub(super) struct Native {
     stats: Arc<Stats>,
 }
 
+/// A user stack, named.
+pub(super) struct UserStack {
+    /// The frames, outermost first.
+    pub(super) frames: Vec<NativeFrame>,
+    /// Whether outer frames are missing.
+    pub(super) cut: bool,
+}
+
 /// What is known of a process.
 #[derive(Default)]
 struct Mapped {
@@ -125,19 +134,31 @@ impl Native {
 
     /// Names the native frames of a user stack: addresses innermost first in, frames outermost first
     /// out.
+    ///
+    /// An address in no executable mapping ends the stack: it was no return address (frames without
+    /// frame pointers lead anywhere), so that what follows it are no callers.
     pub(super) fn user(
         &mut self,
         process: ProcessId,
         tgid: u32,
         addresses: &[u64],
         interner: &mut Interner,
-    ) -> Vec<NativeFrame> {
+    ) -> UserStack {
         self.trim();
-        let mut frames: Vec<_> = calls(addresses)
-            .map(|address| self.user_address(process, tgid, address, interner))
-            .collect();
+        let mut frames = Vec::with_capacity(addresses.len());
+        for address in calls(addresses) {
+            match self.user_address(process, tgid, address, interner) {
+                Some(frame) => frames.push(frame),
+                None if frames.is_empty() => {
+                    frames.push(unnamed(interner, "[unknown]".into(), "".into()));
+                    break;
+                }
+                None => break,
+            }
+        }
+        let cut = frames.len() < addresses.len() || addresses.len() >= USER_FRAMES_MAX;
         frames.reverse();
-        frames
+        UserStack { frames, cut }
     }
 
     /// Names the frames of a kernel stack: addresses innermost first in, frames outermost first out.
@@ -174,18 +195,18 @@ impl Native {
         tgid: u32,
         address: u64,
         interner: &mut Interner,
-    ) -> NativeFrame {
+    ) -> Option<NativeFrame> {
         let mapped = self.processes.entry(process).or_insert_with(|| Mapped {
             tgid,
             ..Mapped::default()
         });
         let Some(at) = mapped.find(address, &self.stats) else {
             self.stats.add(Reason::Unmapped);
-            return unnamed(interner, "[unknown]".into(), "".into());
+            return None;
         };
         let mapping = &mapped.mappings[at];
         let offset = address - mapping.range.start + mapping.offset;
-        match &mapping.backing {
+        Some(match &mapping.backing {
             Backing::Anonymous => mapped.anonymous(address, interner, &self.stats),
             Backing::Vdso => self.vdso_offset(offset, interner),
             Backing::File { path, .. } => {
@@ -195,7 +216,7 @@ impl Native {
                     None => unnamed(interner, address_name(&path, offset), path),
                 }
             }
-        }
+        })
     }
 
     /// The file behind a mapping of a process, with its module open if it can be.

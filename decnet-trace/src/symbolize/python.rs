@@ -18,11 +18,11 @@ pub struct PythonLocation {
 }
 
 /// Reads Python frames out of traced processes. Called on the symbolizer's thread, soon after the
-/// sample, while the code object is likely to be alive.
+/// sample, while the code objects are likely to be alive.
 pub trait PythonFrames: Send {
-    /// Where the frame is; `None` where its code object cannot be read any more, or is no code
-    /// object.
-    fn resolve(&mut self, tgid: u32, frame: PyFrame) -> Option<PythonLocation>;
+    /// Appends to `found` where each frame is, in their order; `None` where its code object cannot be
+    /// read any more, or is no code object.
+    fn resolve(&mut self, tgid: u32, frames: &[PyFrame], found: &mut Vec<Option<PythonLocation>>);
 
     /// A process ended or executed another program: what is known of it is void.
     fn process_ended(&mut self, tgid: u32);
@@ -33,8 +33,8 @@ pub trait PythonFrames: Send {
 pub struct NoPython;
 
 impl PythonFrames for NoPython {
-    fn resolve(&mut self, _tgid: u32, _frame: PyFrame) -> Option<PythonLocation> {
-        None
+    fn resolve(&mut self, _tgid: u32, frames: &[PyFrame], found: &mut Vec<Option<PythonLocation>>) {
+        found.resize(found.len() + frames.len(), None);
     }
 
     fn process_ended(&mut self, _tgid: u32) {}

@@ -34,7 +34,7 @@ reasons! {
     Late = "late",
     /// The mappings of a process could not be read: it was gone.
     ProcessGone = "process_gone",
-    /// A user address in no executable mapping.
+    /// A user address in no executable mapping: the stack ends there.
     Unmapped = "unmapped",
     /// A user address in a file without a symbol for it: shown as `[file+0xoffset]`.
     NoSymbol = "no_symbol",

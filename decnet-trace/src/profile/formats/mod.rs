@@ -66,8 +66,8 @@ impl Format {
     }
 }
 
-/// Writes a profile in a format. `style` says how frames read in the text formats; the others keep
-/// name, file and line apart.
+/// Writes a profile in a format. `style` says how frames read in the flamegraph and in folded stacks, and
+/// which lines and paths speedscope shows; pprof and pstats keep all apart by themselves.
 ///
 /// # Errors
 ///
@@ -82,7 +82,7 @@ pub fn write(
         Format::Flamegraph => flamegraph::write(profile, style, out),
         Format::Folded => folded::write(profile, style, out),
         Format::Pprof => pprof::write(profile, out),
-        Format::Speedscope => speedscope::write(profile, out),
+        Format::Speedscope => speedscope::write(profile, style, out),
         Format::Pstats => pstats::write(profile, out),
     }
 }

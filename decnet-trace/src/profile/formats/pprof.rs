@@ -273,7 +273,9 @@ impl<'a> Builder<'a> {
         self.functions.push(proto::Function {
             id,
             name,
-            system_name: name,
+            // With a system name equal to it, Go's pprof takes `<module>` for a template argument, and
+            // shows nothing of it.
+            system_name: 0,
             filename,
             start_line: i64::from(frame.first_line),
         });

@@ -3,15 +3,12 @@
 //! Schema: <https://www.speedscope.app/file-format-schema.json>
 //! (speedscope, src/lib/file-format-spec.ts).
 
-use std::{
-    io::{self, Write},
-    sync::Arc,
-};
+use std::io::{self, Write};
 
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use crate::profile::{Frame, FrameKind, Process, Profile, Sample, Thread};
+use crate::profile::{Frame, FrameKind, Process, Profile, Sample, Thread, label::Style};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -57,13 +54,17 @@ struct Sampled {
 
 /// Writes the profile: one profile of it for each process, and each thread where threads are kept
 /// apart. Stacks stand in the order in which they were first seen; each is as wide as all its samples
-/// together, since equal stacks were counted as one.
+/// together, since equal stacks were counted as one. Frames differ by the line that the style shows.
 ///
 /// # Errors
 ///
 /// When the writer fails.
-pub fn write(profile: &Profile, out: &mut dyn Write) -> io::Result<()> {
-    let mut frames = Frames::default();
+pub fn write(profile: &Profile, style: &Style, out: &mut dyn Write) -> io::Result<()> {
+    let mut frames = Frames {
+        style,
+        list: Vec::new(),
+        indices: FxHashMap::default(),
+    };
     let seconds = |count: u64| count as f64 / f64::from(profile.meta.rate.max(1));
     let profiles: Vec<Sampled> = by_thread(profile)
         .into_iter()
@@ -95,13 +96,14 @@ pub fn write(profile: &Profile, out: &mut dyn Write) -> io::Result<()> {
             frames: frames
                 .list
                 .iter()
-                .map(|frame| SharedFrame {
-                    name: &frame.name,
-                    file: match frame.kind {
-                        FrameKind::Kernel if frame.file.is_empty() => "[kernel]",
-                        _ => &frame.file,
+                .map(|&(kind, name, file, line)| SharedFrame {
+                    name,
+                    file: match kind {
+                        FrameKind::Kernel if file.is_empty() => "[kernel]",
+                        FrameKind::Python => style.path(file),
+                        _ => file,
                     },
-                    line: frame.line,
+                    line,
                 })
                 .collect(),
         },
@@ -113,16 +115,25 @@ pub fn write(profile: &Profile, out: &mut dyn Write) -> io::Result<()> {
     serde_json::to_writer(out, &file).map_err(io::Error::from)
 }
 
-#[derive(Default)]
+/// A frame as the style tells them apart: kind, name, file, line.
+type Shown<'a> = (FrameKind, &'a str, &'a str, u32);
+
 struct Frames<'a> {
-    list: Vec<&'a Frame>,
-    indices: FxHashMap<&'a Frame, usize>,
+    style: &'a Style,
+    list: Vec<Shown<'a>>,
+    indices: FxHashMap<Shown<'a>, usize>,
 }
 
 impl<'a> Frames<'a> {
-    fn index(&mut self, frame: &'a Arc<Frame>) -> usize {
-        *self.indices.entry(frame).or_insert_with(|| {
-            self.list.push(frame);
+    fn index(&mut self, frame: &'a Frame) -> usize {
+        let shown = (
+            frame.kind,
+            &*frame.name,
+            &*frame.file,
+            self.style.line(frame),
+        );
+        *self.indices.entry(shown).or_insert_with(|| {
+            self.list.push(shown);
             self.list.len() - 1
         })
     }
@@ -176,7 +187,7 @@ mod tests {
     #[test]
     fn each_thread_is_a_profile() {
         let mut out = Vec::new();
-        write(&fixture::busy(), &mut out).unwrap();
+        write(&fixture::busy(), &Style::default(), &mut out).unwrap();
         let file: Value = serde_json::from_slice(&out).unwrap();
         let frames = file["shared"]["frames"].as_array().unwrap();
         let profiles = file["profiles"].as_array().unwrap();
@@ -210,11 +221,32 @@ mod tests {
         assert_eq!(handler["line"], 12);
     }
 
+    /// By function, the lines of one are one frame.
+    #[test]
+    fn by_function_lines_are_one_frame() {
+        let frames = |by_function| {
+            let style = Style {
+                by_function,
+                ..Style::default()
+            };
+            let mut out = Vec::new();
+            write(&fixture::busy(), &style, &mut out).unwrap();
+            let file: Value = serde_json::from_slice(&out).unwrap();
+            let frames = file["shared"]["frames"].as_array().unwrap();
+            let handlers = frames.iter().filter(|frame| frame["name"] == "handler");
+            handlers
+                .map(|frame| frame["line"].as_u64())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(frames(false), [Some(12), Some(13)]);
+        assert_eq!(frames(true), [Some(10)]);
+    }
+
     /// Without samples the file is still whole.
     #[test]
     fn no_samples_make_a_whole_file() {
         let mut out = Vec::new();
-        write(&fixture::profile(&[]), &mut out).unwrap();
+        write(&fixture::profile(&[]), &Style::default(), &mut out).unwrap();
         let file: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(file["profiles"].as_array().unwrap().len(), 0);
     }
