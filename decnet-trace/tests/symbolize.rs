@@ -14,7 +14,7 @@ use std::{
 use decnet_trace::{
     profile::{
         Frame, FrameKind,
-        merge::{Role, role},
+        interpreter::{Role, role},
     },
     symbolize::{
         self, Client, Limits, NoPython, ProcessId, PythonFrames, PythonLocation, RawStack, Reason,
@@ -259,6 +259,46 @@ int main() {
     let address = program.numbers()[0];
     let name = symbols.name(program.id(), address);
     assert_eq!(name, "shop::Basket::add(int, char)");
+}
+
+/// A library that is cut short after it was read costs its own names, and nothing else.
+#[test]
+fn a_library_cut_short_costs_its_own_names() {
+    let folder = tempfile::tempdir().unwrap();
+    // Names far apart, so that they are not on one page.
+    let library: String = (0..2_000)
+        .map(|at| format!("int a_function_with_number_{at}(int x) {{ return x + {at}; }}\n"))
+        .collect();
+    let library = compile(folder.path(), "libcut.so", &library, &["-shared", "-fPIC"]);
+    let source = r#"
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+    void *library = dlopen(argv[1], RTLD_NOW);
+    printf("%p %p %p\n", dlsym(library, "a_function_with_number_1"),
+           dlsym(library, "a_function_with_number_1999"), (void *)main);
+    fflush(stdout);
+    while (getchar() != EOF) {}
+}
+"#;
+    let path = compile(folder.path(), "loader", source, &["-ldl"]);
+    let mut program = Program::start(Command::new(path).arg(&library));
+    let addresses = program.numbers();
+    let mut symbols = Symbols::new(Limits::default());
+    let id = program.id();
+    assert_eq!(symbols.name(id, addresses[0]), "a_function_with_number_1");
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&library)
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    let name = symbols.name(id, addresses[1]);
+    assert!(name.starts_with("[libcut.so+0x"), "{name}");
+    assert_eq!(symbols.count(Reason::ModuleUnreadable), 1);
+    // What was named before is remembered, and other files are read as ever.
+    assert_eq!(symbols.name(id, addresses[0]), "a_function_with_number_1");
+    assert_eq!(symbols.name(id, addresses[2]), "main");
 }
 
 /// A library loaded after the first look at a process is found when an address in it comes up.

@@ -12,20 +12,7 @@
 
 use std::sync::Arc;
 
-use super::{Frame, FrameKind};
-
-/// What a native frame is to the merge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// A loop that evaluates bytecode: at least one Python frame.
-    Evaluation,
-    /// Another part of the interpreter's calling machinery, or an unnamed part of the interpreter.
-    Interpreter,
-    /// What comes before `main`, or begins a thread.
-    Startup,
-    /// Anything else, built-in functions of Python among it.
-    Other,
-}
+use super::{Frame, FrameKind, interpreter::Role};
 
 /// A native frame with its role.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,135 +100,6 @@ fn extend_others(run: &[NativeFrame], inside: bool, stack: &mut Vec<Arc<Frame>>)
     );
 }
 
-/// The role of a native function.
-///
-/// `name` is its demangled symbol, `None` where it has none; `module` the path of the file that it is
-/// in.
-pub fn role(name: Option<&str>, module: &str) -> Role {
-    let python = is_python(module);
-    let Some(name) = name else {
-        return if python {
-            Role::Interpreter
-        } else {
-            Role::Other
-        };
-    };
-    // GCC appends .cold, .part.0, .isra.0, .constprop.0, .lto_priv.0 to the parts of a function.
-    let name = name.split_once('.').map_or(name, |(base, _)| base);
-    if matches!(name, "_PyEval_EvalFrameDefault" | "PyEval_EvalFrameEx")
-        || name.starts_with("_TAIL_CALL_")
-    {
-        return Role::Evaluation;
-    }
-    if STARTUP.contains(&name) {
-        return Role::Startup;
-    }
-    let machinery = MACHINERY.iter().any(|prefix| name.starts_with(prefix))
-        || (python
-            && STATIC_MACHINERY
-                .iter()
-                .any(|prefix| name.starts_with(prefix)));
-    if machinery {
-        Role::Interpreter
-    } else {
-        Role::Other
-    }
-}
-
-/// Whether a module is CPython itself: `libpython3.12.so.1.0`, `python3`, `python3.11`.
-fn is_python(module: &str) -> bool {
-    let file = module.rsplit('/').next().unwrap_or(module);
-    if let Some(rest) = file.strip_prefix("libpython") {
-        return rest.starts_with(|character: char| character.is_ascii_digit());
-    }
-    file.strip_prefix("python").is_some_and(|rest| {
-        rest.bytes()
-            .all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b't' | b'd' | b'm'))
-    })
-}
-
-/// Functions that run before `main`, or begin a thread.
-const STARTUP: &[&str] = &[
-    "_start",
-    "main",
-    "__libc_start_main",
-    "__libc_start_call_main",
-    "__libc_start_main_impl",
-    "clone",
-    "clone3",
-    "__clone",
-    "__clone3",
-    "start_thread",
-    "thread_run",
-    "pythread_wrapper",
-    "thread_bootstrap",
-    "t_bootstrap",
-];
-
-/// Exported parts of the machinery by which CPython calls Python and C functions (prefixes).
-const MACHINERY: &[&str] = &[
-    "_PyEval_",
-    "PyEval_Eval",
-    "PyEval_Call",
-    "_PyFunction_",
-    "PyObject_Call",
-    "_PyObject_Call",
-    "_PyObject_FastCall",
-    "_PyObject_MakeTpCall",
-    "PyObject_Vectorcall",
-    "_PyObject_Vectorcall",
-    "PyVectorcall_",
-    "_PyVectorcall_",
-    "_PyMethodDef_RawFastCall",
-    "_PyMethodDescr_",
-    "_PyCFunction_",
-    "PyCFunction_Call",
-    "_PyGen_Send",
-    "PyIter_Send",
-    "Py_BytesMain",
-    "Py_Main",
-    "Py_RunMain",
-    "_Py_UnixMain",
-    "PyRun_",
-    "_PyRun_",
-    "_Py_HandlePending",
-    // `python -X perf` makes one for each Python function, named `py::function:file`.
-    "_Py_trampoline_func_start",
-    "py::",
-];
-
-/// Static parts of it (prefixes), whose names mean this inside CPython's own files only.
-const STATIC_MACHINERY: &[&str] = &[
-    "cfunction_",
-    "method_vectorcall",
-    "method_call",
-    "vectorcall_",
-    "slot_tp_call",
-    "slot_tp_init",
-    "slot_tp_new",
-    "slot_tp_iternext",
-    "type_call",
-    "call_function",
-    "do_call_core",
-    "function_code_fastcall",
-    "object_vacall",
-    "property_descr_get",
-    "classmethoddescr_call",
-    "gen_send_ex",
-    "gen_iternext",
-    "gen_send",
-    "wrap_call",
-    "wrapper_call",
-    "wrapperdescr_call",
-    "run_eval_code_obj",
-    "run_mod",
-    "pyrun_",
-    "pymain_",
-    "fast_function",
-    "builtin_exec",
-    "py_trampoline_evaluator",
-];
-
 /// A frame that says that the outer frames of the stack are missing.
 pub fn truncated(kind: FrameKind) -> Frame {
     Frame::marker(kind, "[truncated]")
@@ -250,7 +108,7 @@ pub fn truncated(kind: FrameKind) -> Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::fixture;
+    use crate::profile::{fixture, interpreter::role};
 
     const LIB: &str = "/usr/lib/libpython3.12.so.1.0";
 
@@ -418,6 +276,120 @@ mod tests {
         );
     }
 
+    /// A stack of CPython 3.8 in asyncio, as a debugger shows it, outermost first.
+    const CPYTHON_3_8: &str = "\
+_start __libc_start_main_impl __libc_start_call_main Py_BytesMain pymain_main Py_RunMain \
+pymain_run_python pymain_run_file PyRun_AnyFileExFlags PyRun_SimpleFileExFlags \
+pyrun_simple_file pyrun_file run_mod run_eval_code_obj PyEval_EvalCode PyEval_EvalCodeEx \
+_PyEval_EvalCodeWithName _PyEval_EvalFrameDefault call_function _PyObject_Vectorcall \
+_PyFunction_Vectorcall _PyEval_EvalCodeWithName _PyEval_EvalFrameDefault call_function \
+_PyObject_Vectorcall function_code_fastcall _PyEval_EvalFrameDefault call_function \
+_PyObject_Vectorcall function_code_fastcall _PyEval_EvalFrameDefault call_function \
+_PyObject_Vectorcall function_code_fastcall _PyEval_EvalFrameDefault call_function \
+_PyObject_Vectorcall function_code_fastcall _PyEval_EvalFrameDefault do_call_core \
+PyCFunction_Call PyVectorcall_Call cfunction_vectorcall_FASTCALL_KEYWORDS context_run \
+_PyObject_Vectorcall _PyObject_MakeTpCall TaskStepMethWrapper_call task_step task_step_impl \
+gen_send_ex _PyEval_EvalFrameDefault gen_send_ex _PyEval_EvalFrameDefault call_function \
+_PyObject_Vectorcall function_code_fastcall _PyEval_EvalFrameDefault call_function \
+_PyObject_Vectorcall function_code_fastcall _PyEval_EvalFrameDefault call_function \
+_PyObject_Vectorcall cfunction_vectorcall_FASTCALL_KEYWORDS builtin_sorted \
+_PyObject_Vectorcall cfunction_vectorcall_FASTCALL_KEYWORDS list_sort list_sort_impl \
+binarysort unsafe_object_compare slot_tp_richcompare call_unbound _PyObject_FastCall_Prepend \
+_PyObject_FastCall _PyObject_Vectorcall function_code_fastcall _Py_DECREF frame_dealloc";
+
+    /// One of CPython 3.12.
+    const CPYTHON_3_12: &str = "\
+_start __libc_start_main_impl __libc_start_call_main Py_BytesMain pymain_main Py_RunMain \
+pymain_run_python pymain_run_file pymain_run_file_obj _PyRun_AnyFileObject \
+_PyRun_SimpleFileObject pyrun_file run_mod run_eval_code_obj PyEval_EvalCode _PyEval_Vector \
+_PyEval_EvalFrame _PyEval_EvalFrameDefault cfunction_vectorcall_FASTCALL_KEYWORDS \
+context_run _PyObject_VectorcallTstate _PyObject_MakeTpCall task_step task_step_impl \
+PyGen_am_send gen_send_ex2 _PyEval_EvalFrame _PyEval_EvalFrameDefault PyObject_Vectorcall \
+_PyObject_VectorcallTstate method_vectorcall_FASTCALL_KEYWORDS_METHOD _sre_SRE_Pattern_sub \
+_sre_SRE_Pattern_sub_impl pattern_subx state_reset data_stack_dealloc _PyObject_Free \
+_PyObject_Free";
+
+    fn shown(stack: &str, python_names: &[&str]) -> Vec<String> {
+        let names: Vec<&str> = stack.split_ascii_whitespace().collect();
+        let mut shown = merged(&names, python_names);
+        assert_eq!(shown.pop().as_deref(), Some("do_syscall_64"));
+        shown
+    }
+
+    /// On a real stack of CPython 3.8, which has a loop for each Python frame, what asyncio and
+    /// `sorted` are made of stands where it is called.
+    #[test]
+    fn a_real_stack_of_3_8_interleaves() {
+        let python = [
+            "<module>",
+            "run",
+            "run_until_complete",
+            "run_forever",
+            "_run_once",
+            "_run",
+            "handler",
+            "inner",
+            "heavy",
+            "order",
+        ];
+        assert_eq!(
+            shown(CPYTHON_3_8, &python),
+            [
+                "<module>",
+                "run",
+                "run_until_complete",
+                "run_forever",
+                "_run_once",
+                "_run",
+                "context_run",
+                "TaskStepMethWrapper_call",
+                "task_step",
+                "task_step_impl",
+                "handler",
+                "inner",
+                "heavy",
+                "order",
+                "builtin_sorted",
+                "list_sort",
+                "list_sort_impl",
+                "binarysort",
+                "unsafe_object_compare",
+                "_Py_DECREF",
+                "frame_dealloc",
+            ]
+        );
+    }
+
+    /// On a real stack of CPython 3.12, where two loops run eleven Python frames, what the innermost
+    /// called stands under it.
+    #[test]
+    fn a_real_stack_of_3_12_keeps_its_leaf() {
+        let python = [
+            "<module>",
+            "run",
+            "run",
+            "run_until_complete",
+            "run_forever",
+            "_run_once",
+            "_run",
+            "handler",
+            "inner",
+            "heavy",
+            "sub",
+        ];
+        let mut expected: Vec<&str> = python.to_vec();
+        expected.extend([
+            "_sre_SRE_Pattern_sub",
+            "_sre_SRE_Pattern_sub_impl",
+            "pattern_subx",
+            "state_reset",
+            "data_stack_dealloc",
+            "_PyObject_Free",
+            "_PyObject_Free",
+        ]);
+        assert_eq!(shown(CPYTHON_3_12, &python), expected);
+    }
+
     /// Each Python and kernel frame appears exactly once and in order, whatever the native stack is.
     #[test]
     fn no_python_frame_is_lost_or_doubled() {
@@ -431,36 +403,5 @@ mod tests {
             prop_assert_eq!(left, own);
             prop_assert_eq!(out.last().map(String::as_str), Some("do_syscall_64"));
         });
-    }
-
-    /// Roles follow names, and where there is no name, the module.
-    #[test]
-    fn roles_follow_names_then_modules() {
-        for (name, module, expected) in [
-            (Some("_PyEval_EvalFrameDefault.cold"), LIB, Role::Evaluation),
-            (Some("_TAIL_CALL_BINARY_OP"), LIB, Role::Evaluation),
-            (Some("_PyEval_Vector"), LIB, Role::Interpreter),
-            (
-                Some("_PyFunction_Vectorcall"),
-                "/usr/sbin/uwsgi",
-                Role::Interpreter,
-            ),
-            (
-                Some("cfunction_vectorcall_FASTCALL"),
-                LIB,
-                Role::Interpreter,
-            ),
-            (Some("cfunction_table"), "/srv/ext.so", Role::Other),
-            (Some("py::handler:/srv/app.py"), "", Role::Interpreter),
-            (Some("builtin_sorted"), LIB, Role::Other),
-            (Some("main"), "/usr/bin/python3.11", Role::Startup),
-            (None, "/usr/bin/python3.11", Role::Interpreter),
-            (None, "/usr/bin/python3", Role::Interpreter),
-            (None, "/opt/libpython3.13t.so.1.0", Role::Interpreter),
-            (None, "/usr/bin/pythonista", Role::Other),
-            (None, "/lib/libc.so.6", Role::Other),
-        ] {
-            assert_eq!(role(name, module), expected, "{name:?} in {module}");
-        }
     }
 }

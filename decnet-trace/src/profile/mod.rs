@@ -1,6 +1,7 @@
 //! CPU profiles: samples become counted stacks, and those the files that people already open.
 //!
 //! * [`aggregate`]: on the ingest thread, equal stacks become one with a count.
+//! * [`interpreter`]: which native functions stand for Python frames.
 //! * [`merge`]: one stack out of the Python, native and kernel frames of a sample.
 //! * [`collect`]: counts and resolved stacks become a [`Profile`].
 //! * [`label`]: how a frame reads in text.
@@ -13,6 +14,7 @@ use std::{sync::Arc, time::Duration};
 pub mod aggregate;
 pub mod collect;
 pub mod formats;
+pub mod interpreter;
 pub mod label;
 pub mod merge;
 pub mod output;

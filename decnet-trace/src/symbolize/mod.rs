@@ -25,6 +25,7 @@ mod native;
 mod perf_map;
 mod python;
 mod stats;
+mod truncation;
 
 pub use python::{NoPython, PythonFrames, PythonLocation};
 pub use stats::{Reason, Stats};
@@ -250,6 +251,7 @@ impl Worker {
     }
 
     fn run(mut self, queue: &Receiver<Request>) {
+        truncation::survive();
         for request in queue {
             match request {
                 Request::Stack(raw) => self.stack(&raw),

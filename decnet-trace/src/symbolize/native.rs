@@ -25,10 +25,12 @@ use super::{
     module::{FileId, address_name, locate},
     perf_map::PerfMap,
     stats::{Reason, Stats},
+    truncation,
 };
 use crate::profile::{
     Frame, FrameKind,
-    merge::{NativeFrame, Role, role},
+    interpreter::{Role, role},
+    merge::NativeFrame,
 };
 
 /// How much is kept at once.
@@ -282,10 +284,17 @@ impl Native {
             let mut elf = source::Elf::new(path);
             elf.debug_syms = false;
             let source = source::Source::Elf(elf);
-            match self
+            let gone = truncation::faults();
+            let found = self
                 .symbolizer
-                .symbolize_single(&source, Input::FileOffset(offset))
-            {
+                .symbolize_single(&source, Input::FileOffset(offset));
+            match found {
+                // Cut short while it was mapped: what was found is made of zeros.
+                _ if truncation::faults() != gone => {
+                    self.stats.add(Reason::ModuleUnreadable);
+                    module.unreadable = true;
+                    close(&mut self.symbolizer, module.open.take());
+                }
                 Ok(Symbolized::Sym(symbol)) => name = shortened(&symbol.name),
                 Ok(Symbolized::Unknown(_)) => self.stats.add(Reason::NoSymbol),
                 Err(_) => {
