@@ -222,6 +222,12 @@ impl KernelBtf {
             .any(|ty| ty.kind() == kind::TYPEDEF && self.name_is(ty.name, name))
     }
 
+    /// Whether the kernel has a struct of this name.
+    pub fn has_struct(&self, name: &str) -> bool {
+        self.iter()
+            .any(|ty| ty.kind() == kind::STRUCT && self.name_is(ty.name, name))
+    }
+
     fn iter(&self) -> impl Iterator<Item = Type> + '_ {
         self.types
             .iter()

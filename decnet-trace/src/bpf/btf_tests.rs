@@ -163,13 +163,14 @@ fn refuses_partial_bit_fields() {
     assert_eq!(btf.member_offset("packed", "word"), Some(4));
 }
 
-/// A typedef is found by its whole name, and nothing but a typedef is.
+/// A typedef and a struct are found by their whole names, and not one as the other.
 #[test]
 fn finds_typedefs() {
     let btf = KernelBtf::parse(sample()).unwrap();
     assert!(btf.has_typedef("btf_trace_sock_send_length"));
     assert!(!btf.has_typedef("btf_trace_sock_send"));
     assert!(!btf.has_typedef("sock"));
+    assert!(btf.has_struct("sock") && !btf.has_struct("btf_trace_sock_send_length"));
 }
 
 /// Two structs of one name that disagree give no offset rather than a wrong one.

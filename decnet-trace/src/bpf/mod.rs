@@ -1,6 +1,7 @@
 //! The kernel: what it can do, how its structs are laid out, and the programs loaded into it.
 
 pub mod btf;
+pub mod features;
 pub mod load;
 pub mod object;
 pub mod offsets;

@@ -1,6 +1,8 @@
 //! The command line: one file per verb.
 
 mod completions;
+mod doctor;
+mod ps;
 mod run;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +31,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(run::RunArgs),
+    Ps(ps::PsArgs),
+    Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
@@ -42,6 +46,8 @@ impl Cli {
     pub fn run(self) -> Result<Exit> {
         match self.verb {
             Verb::Run(args) => run::run(args),
+            Verb::Ps(args) => ps::run(&args),
+            Verb::Doctor(args) => doctor::run(&args),
             Verb::Completions(args) => completions::completions(&args),
             Verb::Man(args) => completions::man(&args),
         }

@@ -177,12 +177,22 @@ impl Judge<'_> {
         }
         let is_candidate =
             verdict.is_some() || full || (self.selector.is_default() && !seen.listening.is_empty());
-        let runtime = if is_candidate {
-            self.runtimes.find(pid, &seen.exe)
-        } else {
-            None
-        };
-        self.conclude(seen, verdict, runtime, looks_like_python, effort)
+        if !is_candidate {
+            let why_not = if !self.selector.is_default() {
+                WhyNot::NotSelected
+            } else if looks_like_python {
+                WhyNot::NotListening
+            } else {
+                WhyNot::NotPython
+            };
+            return Judgement::Leave(why_not, Some((seen, None)));
+        }
+        match self.runtimes.find(pid, &seen.exe) {
+            Some(runtime) => self.conclude(seen, verdict, runtime),
+            None if effort == Effort::Early => Judgement::Leave(WhyNot::Loading, None),
+            // It is called like Python, and that is all.
+            None => self.conclude(seen, verdict, Runtime::Other("native")),
+        }
     }
 
     /// Why a process cannot be traced, whatever it is.
@@ -243,34 +253,23 @@ impl Judge<'_> {
             .map(Why::Port)
     }
 
-    fn conclude(
-        &self,
-        seen: Seen,
-        verdict: Option<Why>,
-        runtime: Option<Runtime>,
-        looks_like_python: bool,
-        effort: Effort,
-    ) -> Judgement {
-        let is_python = looks_like_python || matches!(runtime, Some(Runtime::CPython { .. }));
+    fn conclude(&self, seen: Seen, verdict: Option<Why>, runtime: Runtime) -> Judgement {
+        let by_default = self.selector.is_default();
+        let is_python = runtime.is_python();
         let listens = !seen.listening.is_empty();
-        let verdict = verdict.or_else(|| {
-            (self.selector.is_default() && is_python && listens).then_some(Why::Listens)
-        });
-        match (verdict, runtime) {
-            (Some(_), None) if effort == Effort::Early => Judgement::Leave(WhyNot::Loading, None),
-            (Some(why), runtime) => {
-                let runtime = runtime.unwrap_or(Runtime::Other("unknown Python"));
-                Judgement::Trace(seen, why, runtime)
-            }
-            (None, runtime) => {
-                let why_not = if !self.selector.is_default() {
+        let verdict =
+            verdict.or_else(|| (by_default && is_python && listens).then_some(Why::Listens));
+        match verdict {
+            Some(why) => Judgement::Trace(seen, why, runtime),
+            None => {
+                let why_not = if !by_default {
                     WhyNot::NotSelected
                 } else if is_python {
                     WhyNot::NotListening
                 } else {
                     WhyNot::NotPython
                 };
-                Judgement::Leave(why_not, Some((seen, runtime)))
+                Judgement::Leave(why_not, Some((seen, Some(runtime))))
             }
         }
     }

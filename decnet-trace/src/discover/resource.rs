@@ -7,7 +7,7 @@ use super::{
     name::{self, Clues},
     process::{Process, telling_command},
     procfs,
-    runtime::{Runtime, looks_like_python},
+    runtime::Runtime,
 };
 use crate::span::{Resource, Value};
 
@@ -67,8 +67,7 @@ pub(super) fn describe(
         .find(|(key, _)| key == "service.name")
         .map(|(_, value)| value.as_str());
 
-    let is_python =
-        matches!(process.runtime, Runtime::CPython { .. }) || looks_like_python(&process.exe);
+    let is_python = process.runtime.is_python();
     let command = is_python.then(|| Command::parse(cmdline));
     let is_child = command
         .as_ref()
@@ -189,10 +188,7 @@ fn assemble(
             text(env!("CARGO_PKG_VERSION")),
         ),
     ]);
-    if matches!(
-        process.runtime,
-        Runtime::CPython { .. } | Runtime::Other("PyPy" | "GraalPy")
-    ) {
+    if process.runtime.is_python() {
         attributes.push(("telemetry.sdk.language".into(), text("python")));
     }
     // What the process says about itself replaces what was found out; what the agent's configuration

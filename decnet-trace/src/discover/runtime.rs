@@ -131,6 +131,11 @@ pub enum Runtime {
 }
 
 impl Runtime {
+    /// Whether it is an implementation of Python.
+    pub fn is_python(&self) -> bool {
+        matches!(self, Self::CPython { .. } | Self::Other("PyPy" | "GraalPy"))
+    }
+
     /// The name that OpenTelemetry's `process.runtime.name` asks for.
     pub fn name(&self) -> &'static str {
         match self {

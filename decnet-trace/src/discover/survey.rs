@@ -9,7 +9,7 @@ use super::{
     process::{self, Process},
     procfs, redact,
     resource::{self, Host, Overrides},
-    runtime::{Runtime, Runtimes, looks_like_python},
+    runtime::{Runtime, Runtimes},
     select::Selector,
 };
 
@@ -32,7 +32,7 @@ pub struct Judged {
     pub service: Option<String>,
     /// Why it is traced, or why not.
     pub verdict: Result<Why, WhyNot>,
-    /// Whether it looks like Python.
+    /// Whether it runs Python.
     pub is_python: bool,
 }
 
@@ -113,8 +113,7 @@ impl Survey<'_> {
             }),
             Judgement::Leave(why_not, Some((seen, runtime))) => Some(Judged {
                 pid,
-                is_python: looks_like_python(&seen.exe)
-                    || matches!(runtime, Some(Runtime::CPython { .. })),
+                is_python: runtime.as_ref().is_some_and(Runtime::is_python),
                 comm: seen.stat.comm,
                 arguments: redact::arguments(&seen.cmdline),
                 listening: seen.listening,
@@ -146,8 +145,7 @@ impl Survey<'_> {
             .insert(process.pid, (parent, resource.service_name.clone()));
         Judged {
             pid: process.pid,
-            is_python: looks_like_python(&process.exe)
-                || matches!(process.runtime, Runtime::CPython { .. }),
+            is_python: process.runtime.is_python(),
             comm: process.comm,
             arguments: process.arguments,
             listening: process.listening,
