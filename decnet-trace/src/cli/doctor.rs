@@ -82,7 +82,7 @@ struct Check<'a> {
     what: &'static str,
     answer: &'a Answer,
     need: Need,
-    /// What follows from the answer, for the user.
+    /// What it is for, or what happens without it.
     means: &'static str,
     /// Why the answer is not yes, where that is known.
     reason: &'a str,
@@ -274,7 +274,10 @@ impl<'a> Check<'a> {
             what,
             answer,
             need,
-            means: if answer.is_yes() { with } else { without },
+            means: match answer {
+                Answer::No(_) => without,
+                Answer::Yes | Answer::Unknown(_) => with,
+            },
             reason: answer.reason(),
         }
     }

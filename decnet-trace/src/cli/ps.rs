@@ -76,9 +76,10 @@ fn list(args: &PsArgs, out: &mut impl Write, width: usize, coloured: bool) -> Re
 
     let unreadable = |one: &&Judged| one.verdict == Err(WhyNot::Unreadable);
     let unreadable = judged.iter().filter(unreadable).count();
-    if unreadable > 0 {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    if unreadable > 0 && unsafe { libc::geteuid() } != 0 {
         eprintln!(
-            "decnet-trace: {unreadable} processes of other users could not be looked at; run it as root"
+            "decnet-trace: processes of other users not looked at: {unreadable}; run it as root"
         );
     }
     if !selector.is_default() && judged.iter().all(|one| one.verdict.is_err()) {
