@@ -14,13 +14,13 @@ use crate::{
 };
 
 /// Shows what this kernel and these privileges allow, and whether `run` works here.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Debug)]
 #[command(after_help = "Example: sudo decnet-trace doctor\n\n\
     Exit codes: 0 run works here, 1 failed at work, 3 it does not.")]
-pub struct DoctorArgs {
+pub(super) struct DoctorArgs {
     /// Print JSON, one object.
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
 /// Does it.
@@ -28,7 +28,7 @@ pub struct DoctorArgs {
 /// # Errors
 ///
 /// When a run would not work here.
-pub fn run(args: &DoctorArgs) -> Result<Exit> {
+pub(super) fn run(args: &DoctorArgs) -> Result<Exit> {
     let features = Features::probe();
     let refusal = features.require().err();
     let mut out = io::stdout().lock();

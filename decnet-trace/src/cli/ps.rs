@@ -8,8 +8,9 @@ use std::{
 use clap::Args;
 use serde::Serialize;
 
+use super::run::TargetArgs;
 use crate::{
-    discover::{Judged, Listen, Runtime, Selector, WhyNot, survey},
+    discover::{Judged, Listen, Runtime, WhyNot, survey},
     error::{Error, Exit, Result},
 };
 
@@ -19,25 +20,19 @@ const UNBOUNDED: usize = usize::MAX;
 const COMMAND_MIN: usize = 24;
 
 /// Shows the processes that `run` would trace, and why, or why not.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Debug)]
 #[command(after_help = "Example: sudo decnet-trace ps --port 8000\n\n\
     Exit codes: 0 done, 1 failed at work, 2 usage, 4 --pid, --name and --port match nothing.")]
-pub struct PsArgs {
-    /// Judge as `run --pid PID…` would.
-    #[arg(long, short, value_name = "PID", num_args = 1.., value_delimiter = ',')]
-    pub pid: Vec<u32>,
-    /// Judge as `run --name GLOB…` would.
-    #[arg(long, value_name = "GLOB", num_args = 1..)]
-    pub name: Vec<String>,
-    /// Judge as `run --port PORT…` would.
-    #[arg(long, value_name = "PORT", num_args = 1.., value_delimiter = ',')]
-    pub port: Vec<u16>,
+pub(super) struct PsArgs {
+    #[command(flatten)]
+    targets: TargetArgs,
+
     /// Show every process [default: Python processes, and those to be traced]
     #[arg(long, short)]
-    pub all: bool,
+    all: bool,
     /// Print JSON, one list of objects.
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
 /// Does it.
@@ -45,7 +40,7 @@ pub struct PsArgs {
 /// # Errors
 ///
 /// When a glob is none, or nothing matches what was asked for.
-pub fn run(args: &PsArgs) -> Result<Exit> {
+pub(super) fn run(args: &PsArgs) -> Result<Exit> {
     let mut out = io::stdout().lock();
     let terminal = out.is_terminal();
     let width = if terminal {
@@ -58,7 +53,7 @@ pub fn run(args: &PsArgs) -> Result<Exit> {
 }
 
 fn list(args: &PsArgs, out: &mut impl Write, width: usize, coloured: bool) -> Result<Exit> {
-    let selector = Selector::new(&args.pid, &args.name, &args.port).map_err(Error::usage)?;
+    let selector = args.targets.selector()?;
     let judged = survey(&selector, std::process::id());
     let rows: Vec<Row<'_>> = judged
         .iter()
@@ -254,8 +249,16 @@ fn terminal_width() -> usize {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+    use clap::Parser;
+
     use super::*;
     use crate::discover::Why;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: PsArgs,
+    }
 
     fn judged() -> [Judged; 2] {
         let judged = Judged {
@@ -323,26 +326,19 @@ PID  TRACED               SERVICE  RUNTIME  LISTENS ON                          
     /// A pid that no process has is no target; a broken glob is a wrong command line.
     #[test]
     fn exits_by_what_it_found() {
-        let absent = PsArgs {
-            pid: vec![4_194_305],
-            ..PsArgs::default()
+        let list = |line: &str| {
+            let args = Line::try_parse_from(line.split(' ')).unwrap().args;
+            let mut out = Vec::new();
+            let result = list(&args, &mut out, UNBOUNDED, false);
+            (
+                result.map_err(|error| error.exit()),
+                String::from_utf8(out).unwrap(),
+            )
         };
-        let mut out = Vec::new();
-        let error = list(&absent, &mut out, UNBOUNDED, false).unwrap_err();
-        assert_eq!(error.exit(), Exit::NoTarget);
-        let broken = PsArgs {
-            name: vec!["[".into()],
-            ..PsArgs::default()
-        };
-        let error = list(&broken, &mut out, UNBOUNDED, false).unwrap_err();
-        assert_eq!(error.exit(), Exit::Usage);
-        let all = PsArgs {
-            all: true,
-            ..PsArgs::default()
-        };
-        out.clear();
-        assert_eq!(list(&all, &mut out, UNBOUNDED, false), Ok(Exit::Done));
-        let shown = String::from_utf8(out).unwrap();
+        assert_eq!(list("ps --pid 4194305").0, Err(Exit::NoTarget));
+        assert_eq!(list("ps --name [").0, Err(Exit::Usage));
+        let (result, shown) = list("ps --all");
+        assert_eq!(result, Ok(Exit::Done));
         assert!(shown.contains("no: decnet-trace itself"), "{shown}");
     }
 }
