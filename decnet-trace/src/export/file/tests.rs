@@ -181,25 +181,47 @@ fn a_pipe_that_nobody_reads_holds_nothing_up() {
     assert!(starts.is_sorted());
 }
 
-/// On a disk that is full the sink says so once and counts; when there is room again it goes on with
-/// whole lines. Needs root, for a small disk of its own.
-#[test]
-fn a_full_disk_is_waited_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let mount = |args: &[&str]| {
-        let status = std::process::Command::new(args[0])
-            .args(&args[1..])
+/// A small disk of its own, gone when dropped.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    /// `None` where none can be mounted.
+    fn new(size: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"])
             .arg(dir.path())
             .status();
-        status.is_ok_and(|status| status.success())
-    };
-    if !mount(&["mount", "-t", "tmpfs", "-o", "size=64k", "none"]) {
-        eprintln!("skipped: cannot mount a tmpfs here");
-        return;
+        if mounted.is_ok_and(|status| status.success()) {
+            return Some(Self(dir));
+        }
+        println!("SKIPPED: no disk can be mounted; that takes root");
+        None
     }
-    let filler = dir.path().join("filler");
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+/// On a disk that is full the sink counts, and holds nothing up; when there is room again it goes on
+/// with whole lines.
+#[test]
+fn a_full_disk_is_waited_for() {
+    let Some(disk) = Disk::new("64k") else {
+        return;
+    };
+    let (filler, path) = (disk.path("filler"), disk.path("spans.jsonl"));
     fs::write(&filler, vec![0; 40 << 10]).unwrap();
-    let path = dir.path().join("spans.jsonl");
     let mut bench = Bench::start(&path).unwrap();
     for _ in 0..40 {
         bench.push(16);
@@ -212,26 +234,16 @@ fn a_full_disk_is_waited_for() {
     bench.wait(Count::FileWritten, written + 16);
     let counters = bench.stop();
     let text = fs::read_to_string(&path).unwrap();
-    assert!(mount(&["umount"]));
     assert_eq!(starts(&text).len() as u64, counters.get(Count::FileWritten));
 }
 
-/// A disk that stays full leaves whole lines behind when the agent stops.
+/// A disk that stays full is left with whole lines when the agent stops.
 #[test]
-fn a_disk_that_stays_full_leaves_no_cut_line() {
-    let dir = tempfile::tempdir().unwrap();
-    let mount = |args: &[&str]| {
-        let status = std::process::Command::new(args[0])
-            .args(&args[1..])
-            .arg(dir.path())
-            .status();
-        status.is_ok_and(|status| status.success())
-    };
-    if !mount(&["mount", "-t", "tmpfs", "-o", "size=16k", "none"]) {
-        eprintln!("skipped: cannot mount a tmpfs here");
+fn a_disk_that_stays_full_holds_no_cut_line() {
+    let Some(disk) = Disk::new("16k") else {
         return;
-    }
-    let path = dir.path().join("spans.jsonl");
+    };
+    let path = disk.path("spans.jsonl");
     let mut bench = Bench::start(&path).unwrap();
     for _ in 0..40 {
         bench.push(16);
@@ -240,7 +252,6 @@ fn a_disk_that_stays_full_leaves_no_cut_line() {
     bench.wait(Count::FileFailedWrites, 1);
     let counters = bench.stop();
     let text = fs::read_to_string(&path).unwrap();
-    assert!(mount(&["umount"]));
     assert_eq!(starts(&text).len() as u64, counters.get(Count::FileWritten));
     assert!(text.is_empty() || text.ends_with('\n'));
 }

@@ -1,6 +1,6 @@
 //! OTLP/gRPC.
 
-use std::{error::Error as _, fs, path::Path, time::Duration};
+use std::{error::Error as _, time::Duration};
 
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, trace_service_client::TraceServiceClient,
@@ -18,6 +18,7 @@ use tonic_types::StatusExt as _;
 use super::{
     Failure,
     config::{Compression, OtlpConfig},
+    pem,
 };
 use crate::error::{Error, Result};
 
@@ -53,13 +54,14 @@ impl Grpc {
             .map_err(bad)?;
         if is_tls {
             let mut tls = match &config.certificate {
-                Some(path) => {
-                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?))
-                }
+                // Checked here, since a file without a certificate in it is taken for an empty list.
+                Some(path) => ClientTlsConfig::new()
+                    .ca_certificate(Certificate::from_pem(pem::certificates(path)?.0)),
                 None => ClientTlsConfig::new().with_native_roots(),
             };
             if let Some((chain, key)) = &config.identity {
-                tls = tls.identity(Identity::from_pem(read(chain)?, read(key)?));
+                let (chain, key) = (pem::certificates(chain)?.0, pem::key(key)?.0);
+                tls = tls.identity(Identity::from_pem(chain, key));
             }
             endpoint = endpoint.tls_config(tls).map_err(bad)?;
         }
@@ -106,15 +108,6 @@ fn metadata(config: &OtlpConfig) -> Result<MetadataMap> {
         }
     }
     Ok(map)
-}
-
-pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|error| {
-        Error::usage(format_args!(
-            "cannot read the certificate or key {}: {error}; check the path and its permissions",
-            path.display()
-        ))
-    })
 }
 
 /// What a status means for the request

@@ -15,16 +15,13 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use prost::Message as _;
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
 
 use super::{
     Failure,
     config::{Compression, OtlpConfig},
-    grpc::{chain, read},
+    grpc::chain,
+    pem,
 };
 use crate::error::{Error, Result};
 
@@ -148,46 +145,32 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 fn tls(config: &OtlpConfig) -> Result<ClientConfig> {
-    let bad = |what: &str, error: &dyn std::error::Error| {
-        Error::usage(format_args!("{what} cannot be used: {}", chain(error)))
-    };
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| bad("TLS", &error))?;
+        .map_err(|error| Error::failed(format_args!("TLS cannot be used: {error}")))?;
     let is_tls = config.uri()?.scheme_str() == Some("https");
     let builder = match &config.certificate {
         Some(path) => {
-            let what = format!("the certificate {}", path.display());
             let mut roots = RootCertStore::empty();
-            for certificate in certificates(&read(path)?).map_err(|error| bad(&what, &error))? {
-                roots.add(certificate).map_err(|error| bad(&what, &error))?;
+            for certificate in pem::certificates(path)?.1 {
+                roots
+                    .add(certificate)
+                    .map_err(|error| pem::bad(path, &error))?;
             }
             builder.with_root_certificates(roots)
         }
         // The system's are not read for nothing.
         None if !is_tls => builder.with_root_certificates(RootCertStore::empty()),
-        None => builder
-            .with_native_roots()
-            .map_err(|error| bad("the system's certificates", &error))?,
+        None => builder.with_native_roots().map_err(|error| {
+            Error::failed(format_args!(
+                "the system's certificates cannot be read: {error}; name some with OTEL_EXPORTER_OTLP_CERTIFICATE"
+            ))
+        })?,
     };
     match &config.identity {
         None => Ok(builder.with_no_client_auth()),
-        Some((chain, key)) => {
-            let what = format!("the client's certificate {}", chain.display());
-            let chain = certificates(&read(chain)?).map_err(|error| bad(&what, &error))?;
-            let key = PrivateKeyDer::from_pem_slice(&read(key)?)
-                .map_err(|error| bad("the client's key", &error))?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|error| bad(&what, &error))
-        }
-    }
-}
-
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, rustls::pki_types::pem::Error> {
-    let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
-    match all.is_empty() {
-        true => Err(rustls::pki_types::pem::Error::NoItemsFound),
-        false => Ok(all),
+        Some((chain, key)) => builder
+            .with_client_auth_cert(pem::certificates(chain)?.1, pem::key(key)?.1)
+            .map_err(|error| pem::bad(chain, &error)),
     }
 }

@@ -18,6 +18,7 @@ mod config;
 mod grpc;
 mod health;
 mod http;
+mod pem;
 
 pub use config::{Compression, Headers, OtlpConfig, Protocol};
 use health::Health;

@@ -16,12 +16,15 @@ use tokio::sync::oneshot;
 use tonic::{
     Code, Request, Response, Status,
     codec::CompressionEncoding,
-    transport::{Server, server::TcpIncoming},
+    transport::{Server, ServerTlsConfig, server::TcpIncoming},
 };
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
 use crate::export::{Limits, tests::span};
+
+mod http;
+mod tls;
 
 /// What the server does with a request.
 #[derive(Clone, Debug)]
@@ -90,6 +93,10 @@ impl Collector {
     }
 
     fn start_at(address: SocketAddr, acts: &[Act]) -> Self {
+        Self::start_with(address, acts, None)
+    }
+
+    fn start_with(address: SocketAddr, acts: &[Act], tls: Option<ServerTlsConfig>) -> Self {
         let script = Script::default();
         script.acts.lock().unwrap().extend(acts.iter().cloned());
         let service = script.clone();
@@ -106,9 +113,11 @@ impl Collector {
                 let service = TraceServiceServer::new(service)
                     .accept_compressed(CompressionEncoding::Gzip)
                     .send_compressed(CompressionEncoding::Gzip);
-                let serve = Server::builder()
-                    .add_service(service)
-                    .serve_with_incoming(incoming);
+                let mut server = Server::builder();
+                if let Some(tls) = tls {
+                    server = server.tls_config(tls).unwrap();
+                }
+                let serve = server.add_service(service).serve_with_incoming(incoming);
                 tokio::select! {
                     served = serve => served.unwrap(),
                     _ = stopped => {}

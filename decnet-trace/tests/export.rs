@@ -1,0 +1,238 @@
+//! Exchanges through the policy and the sinks to a real collector, which says what it understood.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    sync::Arc,
+    time::Duration,
+};
+
+use decnet_trace::{
+    correlate::exchange::{End, Ends, Exchange, Role},
+    export::{
+        ExportConfig, Exporters, OtlpConfig,
+        otlp::{Compression, Protocol},
+    },
+    policy::{ClockOffset, Link, Parent, Policy, PolicyConfig},
+    span::{Resource, Span, SpanKind, Status, Value},
+    telemetry::{Count, Counters},
+};
+use xtask::bed::collector::{Collected, Collector};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn resource(name: &str) -> Arc<Resource> {
+    let text = |text: &str| Value::Str(Cow::Owned(text.to_owned()));
+    Arc::new(Resource {
+        tgid: 7,
+        service_name: name.to_owned(),
+        attributes: vec![
+            (Cow::Borrowed("service.name"), text(name)),
+            (Cow::Borrowed("process.pid"), Value::Int(7)),
+            (
+                Cow::Borrowed("process.command_args"),
+                Value::StrList(vec![Cow::Borrowed("uvicorn"), Cow::Borrowed("app:app")]),
+            ),
+        ],
+    })
+}
+
+fn exchange() -> Exchange {
+    Exchange {
+        tgid: 7,
+        tid: 7,
+        sock: 1,
+        fd: 9,
+        role: Role::Server,
+        ends: Ends::Ip {
+            local: "127.0.0.1:8000".parse().unwrap(),
+            remote: "[2001:db8::7]:51000".parse().unwrap(),
+        },
+        request_context: 0,
+        response_context: 0,
+        start: 1_000,
+        response_start: Some(1_800),
+        end: 2_000,
+        queued: Some(1_500_000),
+        method: "GET".into(),
+        target: "/items/42?q=geheim".into(),
+        minor_version: 1,
+        host: Some("bücher.example:8080".into()),
+        user_agent: Some("curl/8.5.0 (+mailto: a@b.example)".into()),
+        traceparent: None,
+        tracestate: None,
+        status: Some(200),
+        request_bytes: 80,
+        request_body: 0,
+        response_bytes: 140,
+        response_body: 12,
+        ended_by: End::Length,
+    }
+}
+
+/// Spans of all kinds, of two processes.
+fn spans() -> Vec<Span> {
+    let counters = Arc::new(Counters::new());
+    let mut policy = Policy::new(PolicyConfig::default(), counters).unwrap();
+    let (shop, bank) = (resource("shop"), resource("bank"));
+    let clock = ClockOffset::from_readings(0, 1_795_340_267_000_000_000);
+    let plain = policy.span(&exchange(), &shop, clock, None);
+    let failed = Exchange {
+        status: Some(503),
+        traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+        tracestate: Some("rojo=1".into()),
+        target: "/users/alice@example.com".into(),
+        ..exchange()
+    };
+    let failed = policy.span(&failed, &bank, clock, None);
+    let call = Exchange {
+        role: Role::Client,
+        method: "BREW".into(),
+        status: None,
+        response_start: None,
+        queued: None,
+        ended_by: End::PeerGone,
+        ..exchange()
+    };
+    let parent = Parent {
+        span: &plain,
+        link: Link::Exact,
+    };
+    let call = policy.span(&call, &shop, clock, Some(parent));
+    vec![plain, failed, call]
+}
+
+/// A span as the collector should understand it.
+fn understood(span: &Span) -> Collected {
+    fn shown(value: &Value) -> String {
+        match value {
+            Value::Str(text) => format!("Str({text})"),
+            Value::Int(n) => format!("Int({n})"),
+            Value::Float(n) => format!("Double({n})"),
+            Value::Bool(b) => format!("Bool({b})"),
+            Value::StrList(list) => {
+                let list: Vec<_> = list.iter().map(|text| format!("Str({text})")).collect();
+                format!("Slice({})", list.join(", "))
+            }
+        }
+    }
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let attributes = |list: &mut dyn Iterator<Item = (&str, &Value)>| -> BTreeMap<_, _> {
+        list.map(|(name, value)| (name.to_owned(), shown(value)))
+            .collect()
+    };
+    Collected {
+        trace_id: hex(&span.trace_id),
+        span_id: hex(&span.span_id),
+        parent_id: match span.parent_id {
+            id if id == [0; 8] => String::new(),
+            id => hex(&id),
+        },
+        name: span.name.to_string(),
+        kind: match span.kind {
+            SpanKind::Server => "SPAN_KIND_SERVER",
+            SpanKind::Client => "SPAN_KIND_CLIENT",
+        }
+        .to_owned(),
+        start: span.start,
+        end: span.end,
+        status: match span.status {
+            Status::Unset => "STATUS_CODE_UNSET",
+            Status::Error(_) => "STATUS_CODE_ERROR",
+        }
+        .to_owned(),
+        status_message: String::new(),
+        attributes: attributes(&mut span.attributes.iter().map(|(n, v)| (*n, v))),
+        resource: Arc::new(attributes(
+            &mut span.resource.attributes.iter().map(|(n, v)| (&**n, v)),
+        )),
+        scope: concat!("decnet-trace ", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+fn sorted(mut spans: Vec<Collected>) -> Vec<Collected> {
+    spans.sort_by(|a, b| a.span_id.cmp(&b.span_id));
+    spans
+}
+
+/// A real collector understands every field of every span, over each transport.
+#[test]
+fn a_collector_understands_what_is_sent() {
+    let collector = Collector::start().unwrap();
+    let mut want = Vec::new();
+    for (protocol, compression) in [
+        (Protocol::Grpc, Compression::None),
+        (Protocol::Grpc, Compression::Gzip),
+        (Protocol::HttpProtobuf, Compression::None),
+        (Protocol::HttpProtobuf, Compression::Gzip),
+    ] {
+        let counters = Arc::new(Counters::new());
+        let endpoint = match protocol {
+            Protocol::Grpc => collector.grpc_endpoint(),
+            Protocol::HttpProtobuf => collector.http_endpoint(),
+        };
+        let config = ExportConfig {
+            otlp: Some(OtlpConfig {
+                protocol,
+                compression,
+                ..OtlpConfig::new(endpoint)
+            }),
+            ..ExportConfig::default()
+        };
+        let exporters = Exporters::start(config, Arc::clone(&counters)).unwrap();
+        let spans = spans();
+        want.extend(spans.iter().map(understood));
+        exporters.send(spans);
+        exporters.shutdown(SOON);
+        let sent = counters.get(Count::OtlpSent);
+        assert_eq!(sent, 3, "{protocol:?} {compression:?}");
+        assert_eq!(counters.get(Count::OtlpFailedAttempts), 0);
+    }
+    let have = collector.wait_for_spans(want.len(), SOON).unwrap();
+    assert_eq!(sorted(have), sorted(want));
+}
+
+/// A real collector understands every field of every span in the file, line by line.
+#[test]
+fn a_collector_understands_the_file() {
+    let collector = Collector::start().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spans.jsonl");
+    let counters = Arc::new(Counters::new());
+    let config = ExportConfig {
+        spans_file: Some(path.clone()),
+        ..ExportConfig::default()
+    };
+    let exporters = Exporters::start(config, Arc::clone(&counters)).unwrap();
+    let spans = spans();
+    let want: Vec<_> = spans.iter().map(understood).collect();
+    exporters.send(spans);
+    exporters.shutdown(SOON);
+    assert_eq!(counters.get(Count::FileWritten), 3);
+    for line in fs::read_to_string(&path).unwrap().lines() {
+        let answer = post(&collector.http_endpoint(), line);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    let have = collector.wait_for_spans(want.len(), SOON).unwrap();
+    assert_eq!(sorted(have), sorted(want));
+}
+
+fn post(endpoint: &str, body: &str) -> String {
+    let host = endpoint.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(host).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    write!(
+        stream,
+        "POST /v1/traces HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
