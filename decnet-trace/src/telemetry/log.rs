@@ -2,16 +2,17 @@
 
 use std::io::{self, IsTerminal};
 
-use anyhow::{Context, Result};
 use tracing_subscriber::{EnvFilter, fmt};
+
+use crate::error::{Error, Result};
 
 /// The environment variable that sets what is logged: `error`, `warn`, `info`, `debug`, `trace`, or
 /// directives such as `decnet_trace::export=debug`.
 pub const ENV: &str = "DECNET_TRACE_LOG";
 
 /// What is logged where nothing else is said: the agent's own `info`, and the warnings of its
-/// libraries. OpenTelemetry's log about themselves what the exporters say here in one line.
-const DEFAULT: &str = "warn,decnet_trace=info,opentelemetry=off";
+/// libraries.
+const DEFAULT: &str = "warn,decnet_trace=info";
 
 /// Sets logging up for the process: to standard error, in colour on a terminal only.
 ///
@@ -26,8 +27,10 @@ pub fn init(filter: Option<&str>) -> Result<()> {
         (None, Ok(env)) if !env.is_empty() => (ENV, env),
         _ => ("the default", DEFAULT.to_owned()),
     };
-    let filter = EnvFilter::builder().parse(&text).with_context(|| {
-        format!("{source} says {text:?}, which is no log filter; try \"info\" or \"debug\"")
+    let filter = EnvFilter::builder().parse(&text).map_err(|error| {
+        Error::usage(format_args!(
+            "{source} says {text:?}, which is no log filter: {error}; try \"info\" or \"debug\""
+        ))
     })?;
     fmt()
         .compact()
@@ -35,7 +38,7 @@ pub fn init(filter: Option<&str>) -> Result<()> {
         .with_writer(io::stderr)
         .with_ansi(colour(&io::stderr()))
         .try_init()
-        .map_err(|error| anyhow::anyhow!("logging was set up before: {error}"))
+        .map_err(|error| Error::failed(format_args!("logging was set up before: {error}")))
 }
 
 /// Whether to write colour to this stream: a terminal, and nobody asked otherwise (<https://no-color.org>).

@@ -3,8 +3,10 @@
 //! * [`counter`]: everything that the user side counts; every drop names its reason.
 //! * [`usage`]: the agent's own CPU time and memory.
 //! * [`report`]: the summary line, each minute and at the end.
+//! * [`clock`]: the offset between the kernel's clock and the wall clock.
 //! * [`log`]: where log lines go.
 
+pub mod clock;
 pub mod counter;
 pub mod log;
 pub mod report;
