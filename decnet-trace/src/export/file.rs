@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -13,6 +13,7 @@ use std::{
 
 use super::{
     convert,
+    health::Health,
     queue::{Batch, Limits, Queue, spans_in},
 };
 use crate::{
@@ -51,12 +52,11 @@ pub(super) fn start(
     let mut writer = Writer {
         file,
         is_regular,
-        path: path.to_owned(),
         queue,
         counters,
         line: Vec::new(),
         written: 0,
-        failing: None,
+        health: Health::new(format!("writing spans to {}", path.display())),
     };
     if is_cut {
         // The end of a line that an agent before this one could not write out.
@@ -95,18 +95,12 @@ fn open(path: &Path) -> io::Result<(File, bool, bool)> {
 struct Writer {
     file: File,
     is_regular: bool,
-    path: PathBuf,
     queue: Arc<Queue>,
     counters: Arc<Counters>,
     /// The line that is being written, and how much of it stands in the file.
     line: Vec<u8>,
     written: usize,
-    failing: Option<Failing>,
-}
-
-struct Failing {
-    since: Instant,
-    lost_before: u64,
+    health: Health,
 }
 
 impl Writer {
@@ -138,7 +132,9 @@ impl Writer {
                     thread::sleep(PIPE);
                 }
                 Err(error) => {
-                    self.failed(&error);
+                    self.counters.add(Count::FileFailedWrites, 1);
+                    let lost = self.counters.get(Count::FileQueueFull);
+                    self.health.failed(&error.to_string(), lost);
                     if self.queue.deadline().is_some() {
                         return self.stopped(spans);
                     }
@@ -146,7 +142,7 @@ impl Writer {
                 }
             }
         }
-        self.worked();
+        self.health.worked(self.counters.get(Count::FileQueueFull));
         self.line.clear();
         self.written = 0;
         self.counters.add(Count::FileWritten, spans);
@@ -163,31 +159,6 @@ impl Writer {
             }
         }
         Ok(())
-    }
-
-    fn failed(&mut self, error: &io::Error) {
-        self.counters.add(Count::FileFailedWrites, 1);
-        if self.failing.is_none() {
-            tracing::warn!(
-                "writing spans to {} fails: {error}; trying again, and dropping the oldest when too many wait",
-                self.path.display()
-            );
-            self.failing = Some(Failing {
-                since: Instant::now(),
-                lost_before: self.counters.get(Count::FileQueueFull),
-            });
-        }
-    }
-
-    fn worked(&mut self) {
-        if let Some(failing) = self.failing.take() {
-            let lost = self.counters.get(Count::FileQueueFull) - failing.lost_before;
-            tracing::warn!(
-                "writing spans to {} works again after {:.1} s; {lost} spans were lost",
-                self.path.display(),
-                failing.since.elapsed().as_secs_f64()
-            );
-        }
     }
 
     /// Gives up a line for good, and takes back what stands of it in the file.

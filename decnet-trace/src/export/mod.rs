@@ -13,6 +13,7 @@ use std::{
 
 mod convert;
 pub mod file;
+mod health;
 mod histogram;
 pub mod otlp;
 mod queue;

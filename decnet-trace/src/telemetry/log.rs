@@ -45,3 +45,27 @@ pub fn init(filter: Option<&str>) -> Result<()> {
 pub fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A filter that is none is a mistake of who wrote it, and the line says where and what.
+    #[test]
+    fn refuses_a_bad_filter() {
+        let error = init(Some("decnet_trace=loud")).err();
+        let error = error.map(|e| (e.exit(), e.to_string()));
+        assert!(
+            error.as_ref().is_some_and(|(exit, text)| {
+                *exit == crate::error::Exit::Usage && text.contains("decnet_trace=loud")
+            }),
+            "{error:?}"
+        );
+    }
+
+    /// A file is no terminal, so nothing in colour gets into it.
+    #[test]
+    fn no_colour_in_files() {
+        assert!(std::fs::File::open("/dev/null").is_ok_and(|file| !colour(&file)));
+    }
+}

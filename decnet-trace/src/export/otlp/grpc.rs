@@ -25,8 +25,10 @@ use crate::error::{Error, Result};
 /// The longest that a connection takes to be made.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How often a connection in use is asked whether it is still there, and how long it has to answer.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// A connection without a sign of life for half of an attempt is asked for one, and given up if there
+/// is none in the other half; but no later than this. Otherwise each attempt would go to the same dead
+/// connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// A client of one endpoint. The connection is made when it is first used, and again when it broke.
 pub(super) struct Grpc {
@@ -46,10 +48,11 @@ impl Grpc {
                 chain(&error)
             ))
         };
+        let keep_alive = KEEP_ALIVE.min(config.timeout / 2);
         let mut endpoint = Endpoint::from(uri)
             .connect_timeout(CONNECT.min(config.timeout))
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
+            .http2_keep_alive_interval(keep_alive)
+            .keep_alive_timeout(keep_alive)
             .user_agent(concat!("decnet-trace/", env!("CARGO_PKG_VERSION")))
             .map_err(bad)?;
         if is_tls {

@@ -16,15 +16,14 @@ use tokio::runtime;
 
 mod config;
 mod grpc;
-mod health;
 mod http;
 mod pem;
 
 pub use config::{Compression, Headers, OtlpConfig, Protocol};
-use health::Health;
 
 use super::{
     convert,
+    health::Health,
     queue::{Batch, Queue, spans_in},
 };
 use crate::{
@@ -74,7 +73,7 @@ pub(super) fn start(
         }
     };
     let mut sender = Sender {
-        health: Health::new(config.shown()),
+        health: Health::new(format!("sending spans to {}", config.shown())),
         config,
         queue,
         counters,

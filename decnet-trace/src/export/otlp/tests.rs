@@ -4,8 +4,12 @@
 
 use std::{
     collections::VecDeque,
-    net::{SocketAddr, TcpListener},
-    sync::Mutex,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use opentelemetry_proto::tonic::collector::trace::v1::{
@@ -431,6 +435,81 @@ fn outlasts_a_restart() {
     let counters = bench.stop(SOON);
     assert_eq!(counters.get(Count::OtlpSent), 15);
     assert_eq!(collector.starts(), (5..15).collect::<Vec<_>>());
+}
+
+/// Stands between a client and a server, and can let its connections die without a word, as a router
+/// does that forgot them; new ones work.
+struct Router {
+    address: SocketAddr,
+    dead: Arc<AtomicUsize>,
+    seen: Arc<AtomicUsize>,
+}
+
+impl Router {
+    fn start(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let router = Self {
+            address: listener.local_addr().unwrap(),
+            dead: Arc::default(),
+            seen: Arc::default(),
+        };
+        let (dead, seen) = (Arc::clone(&router.dead), Arc::clone(&router.seen));
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                let number = seen.fetch_add(1, Ordering::SeqCst) + 1;
+                let server = TcpStream::connect(server).unwrap();
+                for (mut from, mut to) in [
+                    (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                    (server, client),
+                ] {
+                    let dead = Arc::clone(&dead);
+                    thread::spawn(move || {
+                        let mut room = [0; 4096];
+                        while let Ok(n @ 1..) = from.read(&mut room) {
+                            // Taken, and forgotten.
+                            if number > dead.load(Ordering::SeqCst)
+                                && to.write_all(&room[..n]).is_err()
+                            {
+                                return;
+                            }
+                        }
+                    });
+                }
+            }
+        });
+        router
+    }
+
+    fn forget(&self) {
+        let seen = self.seen.load(Ordering::SeqCst);
+        self.dead.store(seen, Ordering::SeqCst);
+    }
+}
+
+/// A connection that dies without a word is given up for a new one, and nothing is lost.
+#[test]
+fn outlasts_a_dead_connection() {
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        let collector = Collector::start(&[]);
+        let web = http::Server::start(&[http::OK_KEPT]);
+        let router = Router::start(match protocol {
+            Protocol::Grpc => collector.address,
+            Protocol::HttpProtobuf => web.address,
+        });
+        let mut bench = Bench::start(OtlpConfig {
+            protocol,
+            timeout: Duration::from_millis(300),
+            ..config(router.address)
+        });
+        bench.push(5);
+        bench.wait(Count::OtlpSent, 5);
+        router.forget();
+        bench.push(5);
+        bench.wait(Count::OtlpSent, 10);
+        assert!(bench.get(Count::OtlpFailedAttempts) >= 1, "{protocol:?}");
+        bench.stop(SOON);
+    }
 }
 
 /// A request that fails for too long is given up, so that newer spans have a chance.

@@ -43,6 +43,7 @@ impl Server {
         let mut answers: VecDeque<String> = answers.iter().map(|a| (*a).to_owned()).collect();
         let (into, stopped) = (Arc::clone(&received), Arc::clone(&stop));
         let thread = thread::spawn(move || {
+            let mut kept = Vec::new();
             for stream in listener.incoming() {
                 if stopped.load(Ordering::Relaxed) {
                     return;
@@ -60,6 +61,9 @@ impl Server {
                 };
                 let _ = stream.write_all(answer.as_bytes());
                 let _ = stream.flush();
+                if answer == OK_KEPT {
+                    kept.push(stream);
+                }
             }
         });
         Self {
@@ -118,6 +122,9 @@ fn read(stream: &mut impl Read) -> Option<Received> {
 }
 
 pub(super) const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// Leaves the connection open.
+pub(super) const OK_KEPT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
 fn answer(status: &str) -> String {
     format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}")
