@@ -161,6 +161,24 @@ impl Command {
         code.contains("multiprocessing.spawn") || code.contains("multiprocessing.forkserver")
     }
 
+    /// The directory that a server was told to find its application in.
+    pub(super) fn directory(&self) -> Option<&str> {
+        self.server()?;
+        let mut arguments = self.arguments.iter();
+        while let Some(argument) = arguments.next() {
+            for option in ["--app-dir", "--chdir"] {
+                if argument == option {
+                    return arguments.next().map(String::as_str);
+                }
+                let value = argument.strip_prefix(option);
+                if let Some(directory) = value.and_then(|value| value.strip_prefix('=')) {
+                    return Some(directory);
+                }
+            }
+        }
+        None
+    }
+
     /// The application that a web server was told to serve: `shop.main:app`, a dotted module, or a
     /// file of Python.
     pub fn app(&self) -> Option<&str> {
@@ -398,6 +416,22 @@ mod tests {
         }
     }
 
+    /// The directory of the application is found in both forms of the option, of servers only.
+    #[test]
+    fn finds_the_directory() {
+        for (line, expected) in [
+            (
+                "python|uvicorn|--app-dir|/srv/shop|main:app",
+                Some("/srv/shop"),
+            ),
+            ("python|gunicorn|main:app|--chdir=shop", Some("shop")),
+            ("python|uvicorn|main:app|--app-dir", None),
+            ("python|serve.py|--app-dir|/srv/shop", None),
+        ] {
+            assert_eq!(parse(line).directory(), expected, "{line}");
+        }
+    }
+
     /// Servers are known by module, by script and by title.
     #[test]
     fn recognises_servers() {
@@ -443,7 +477,7 @@ mod tests {
             cmdline in proptest::collection::vec("(-[a-zX]{0,3}|\\PC{0,12}|[a-z.:()]{0,12})", 0..8),
         ) {
             let command = Command::parse(&cmdline);
-            let _ = (command.app(), command.server(), command.tool());
+            let _ = (command.app(), command.server(), command.tool(), command.directory());
             let _ = command.is_multiprocessing_child();
         }
     }

@@ -93,6 +93,7 @@ pub(super) fn service_name(clues: &Clues<'_>) -> String {
 
 /// The name that the program has by itself, and that of the directory that holds it.
 fn program_name(command: &Command, cwd: &Path) -> (Option<String>, Option<String>) {
+    let cwd = &cwd.join(command.directory().unwrap_or_default());
     let from_module = |module: &str| {
         let name = strip_generic(module);
         (Some(name.to_owned()), directory_name(cwd))
@@ -186,6 +187,12 @@ mod tests {
             ("python|uvicorn|main:app", "/srv/shop", "shop"),
             ("python|uvicorn|app.main:app", "/home/joe/shop", "shop"),
             ("python|uvicorn|main:app", "/app", "main"),
+            (
+                "python|uvicorn|main:app|--app-dir|/srv/shop",
+                "/app",
+                "shop",
+            ),
+            ("python|gunicorn|--chdir|shop|main:app", "/srv", "shop"),
             ("python|uvicorn|main:app", "/srv/shop/src", "shop"),
             ("python|uvicorn|server:app", "/srv/shop", "server"),
             (
