@@ -96,15 +96,19 @@ fn name(command: &Command) -> String {
     name
 }
 
-/// The first line that reads like an error, else the last line with text.
+/// The first line that reads like an error, else the last line with text; the head of it, for some
+/// programs put a whole chain of causes on one line.
 fn error_line(text: &str) -> Option<&str> {
-    text.lines()
+    const MOST: usize = 160;
+    let line = text
+        .lines()
         .map(str::trim)
         .find(|line| {
             let line = line.to_ascii_lowercase();
             line.starts_with("error") || line.starts_with("e: ")
         })
-        .or_else(|| last_line(text))
+        .or_else(|| last_line(text))?;
+    Some(&line[..line.floor_char_boundary(MOST)])
 }
 
 fn last_line(text: &str) -> Option<&str> {
@@ -131,6 +135,13 @@ mod tests {
         let error = format!("{error:#}");
         assert!(error.starts_with("sh -c: error: no such crate (all it wrote: "));
         assert_eq!(error.lines().count(), 1);
+    }
+
+    /// A line without end is cut, between characters.
+    #[test]
+    fn long_line_is_cut() {
+        let line = error_line(&format!("x\nerror: {}", "ü".repeat(1000))).map(str::len);
+        assert!(line.is_some_and(|length| (157..=160).contains(&length)));
     }
 
     /// A program that does not end is killed at its limit.
