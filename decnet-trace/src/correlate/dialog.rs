@@ -1,6 +1,7 @@
 //! The messages under way on one connection: requests, and their responses in the same order.
 
 mod ends;
+mod messages;
 
 use std::collections::VecDeque;
 
@@ -12,7 +13,7 @@ use super::{
     open::{Open, Stamp},
 };
 use crate::protocol::{
-    http1::{self, Body, Framing, Parsed, Request, Response},
+    http1::{self, Body, Parsed},
     visible::{Scratch, Visible},
 };
 
@@ -239,17 +240,19 @@ impl Dialog {
             return;
         };
         let body = *body;
+        let front = http1::skip_empty_lines(front);
         if self.is_responses(conn, direction) {
             let tentative = self.tentative.take();
-            let next = match tentative {
-                Some(_) => http1::may_begin_response(front),
-                None => {
-                    matches!(body, Body::Tail(_) | Body::Unknown)
-                        && self.open.len() > 1
-                        && front.len() >= b"HTTP/1.".len()
-                        && http1::may_begin_response(front)
-                }
-            };
+            let next = http1::may_begin_response(front)
+                && match tentative {
+                    // Even one letter of a head will do.
+                    Some((End::LastChunk, _)) => true,
+                    _ => {
+                        matches!(body, Body::Tail(_) | Body::Unknown)
+                            && self.open.len() > 1
+                            && front.len() >= b"HTTP/1.".len()
+                    }
+                };
             if next {
                 let end = tentative.map_or(End::NextRequest, |(end, _)| end);
                 self.finish_first(conn, end, cx);
@@ -294,9 +297,12 @@ impl Dialog {
             self.out_of_sight(conn, direction, seen, cx);
             return;
         }
-        if conn.proven && self.is_responses(conn, direction) != http1::may_begin_response(front) {
-            // A body that nobody announced. (A request may begin with the letters of `HTTP`, but
-            // there is no such method.)
+        let expected = match self.is_responses(conn, direction) {
+            true => http1::may_begin_response(front),
+            false => !front.starts_with(b"HTTP/"),
+        };
+        if conn.proven && !expected {
+            // A body that nobody announced.
             stray(conn, seen, cx);
             return;
         }
@@ -467,158 +473,6 @@ impl Dialog {
         }
     }
 
-    /// A head that did not come to its end: its first line may still tell what it was.
-    fn head_cut(&mut self, conn: &mut Connection, bytes: &[u8], origin: &Origin, cx: &mut Cx<'_>) {
-        match http1::parse_cut(bytes) {
-            Parsed::Request(request) => {
-                cx.counters.heads_cut += 1;
-                self.request(conn, &request, origin, cx);
-            }
-            Parsed::Response(response) => {
-                cx.counters.heads_cut += 1;
-                self.response(conn, &response, origin, cx);
-            }
-            Parsed::Http2 => {
-                cx.counters.http2_connections += 1;
-                self.ignore(conn, cx);
-            }
-            Parsed::NotHttp | Parsed::Partial => note_stray(conn, origin.len, cx),
-        }
-    }
-
-    /// A request begins.
-    fn request(
-        &mut self,
-        conn: &mut Connection,
-        request: &Request<'_>,
-        origin: &Origin,
-        cx: &mut Cx<'_>,
-    ) {
-        let role = match origin.direction {
-            Direction::Read => Role::Server,
-            Direction::Write => Role::Client,
-        };
-        if !self.assume(conn, role, cx) {
-            note_stray(conn, origin.len, cx);
-            return;
-        }
-        if self.open.len() >= cx.limits.pipelined {
-            self.give_up(conn, cx);
-            return;
-        }
-        conn.requests = conn.requests.wrapping_add(1);
-        let mut open = Open::new(request, role, &self.tuple, conn.requests, &origin.stamp);
-        open.exchange.request_bytes = origin.len;
-        open.last = origin.now;
-        self.open_memory += open.memory();
-        self.open.push_back(open);
-        self.spare_body = false;
-        let framing = match request.headers.request_framing() {
-            _ if origin.cut => Framing::Unknown,
-            framing => framing,
-        };
-        *self.side_mut(origin.direction) = Body::new(framing).map_or(Side::Between, Side::Body);
-        let responses = self.side(Direction::of_responses(role));
-        if self.open.len() > 1
-            && self.tentative.is_none()
-            && matches!(responses, Side::Body(Body::Tail(_) | Body::Unknown))
-        {
-            self.tentative = Some((End::NextRequest, origin.now));
-        }
-    }
-
-    /// A response begins; whether what stands behind its head is to be followed.
-    fn response(
-        &mut self,
-        conn: &mut Connection,
-        response: &Response<'_>,
-        origin: &Origin,
-        cx: &mut Cx<'_>,
-    ) -> bool {
-        let role = match origin.direction {
-            Direction::Read => Role::Client,
-            Direction::Write => Role::Server,
-        };
-        if !self.assume(conn, role, cx) {
-            note_stray(conn, origin.len, cx);
-            return false;
-        }
-        if self.open.is_empty() {
-            self.open_unfinished(conn, role, cx);
-        }
-        let Some(first) = self.open.front_mut() else {
-            cx.counters.unpaired_responses += 1;
-            return false;
-        };
-        first.exchange.response_bytes += origin.len;
-        first.last = origin.now;
-        let status = response.status;
-        if status < 200 && status != 101 {
-            first.waits_for_continue = false;
-            return true;
-        }
-        first.exchange.status = Some(status);
-        first.exchange.response_start = Some(origin.stamp.ts);
-        first.exchange.response_context = origin.stamp.context;
-        conn.proven = true;
-        if status == 101 || first.to_connect && status < 300 {
-            self.finish_first(conn, End::Upgrade, cx);
-            self.ignore(conn, cx);
-            return false;
-        }
-        let framing = match response.headers.response_framing(status, first.to_head) {
-            Framing::Length(_) | Framing::Chunked | Framing::UntilClose if origin.cut => {
-                Framing::Unknown
-            }
-            framing => framing,
-        };
-        match Body::new(framing) {
-            Some(body) => *self.side_mut(origin.direction) = Side::Body(body),
-            None => self.finish_first(conn, End::Length, cx),
-        }
-        true
-    }
-
-    /// A response comes before the request's head is whole (408, 431, 400): the request is what there
-    /// is of it, if that is a whole request line.
-    fn open_unfinished(&mut self, conn: &mut Connection, role: Role, cx: &mut Cx<'_>) {
-        let direction = Direction::of_requests(role);
-        let Side::Head(head) = self.side(direction) else {
-            return;
-        };
-        if !head.line_whole {
-            return;
-        }
-        let Side::Head(head) = std::mem::take(self.side_mut(direction)) else {
-            return;
-        };
-        let origin = Origin {
-            direction,
-            stamp: head.stamp,
-            now: head.stamp.ts,
-            len: head.bytes.len() as u64,
-            cut: true,
-        };
-        self.head_cut(conn, &head.bytes, &origin, cx);
-    }
-
-    /// Takes the process for this side of the connection; false where it is known to be the other.
-    fn assume(&mut self, conn: &mut Connection, role: Role, cx: &mut Cx<'_>) -> bool {
-        match conn.role {
-            Some(known) if known == role => return true,
-            Some(_) if conn.proven => return false,
-            // A guess from the middle of a stream, and a wrong one.
-            Some(_) => {
-                self.drop_open(cx);
-                self.read = Side::Between;
-                self.write = Side::Between;
-            }
-            None => {}
-        }
-        conn.role = Some(role);
-        true
-    }
-
     /// The bytes of a whole operation were not read, where a message should begin. (In a body they
     /// need not be.)
     fn unread(&mut self, conn: &mut Connection, seen: &mut Visible<'_>, cx: &mut Cx<'_>) {
@@ -721,7 +575,8 @@ fn note_stray(conn: &mut Connection, len: u64, cx: &mut Cx<'_>) {
     }
 }
 
-/// Whether a TLS handshake record begins here (RFC 8446 §5.1).
-fn is_tls(bytes: &[u8]) -> bool {
-    bytes.starts_with(&[0x16, 0x03])
+/// Whether a TLS record begins here (RFC 8446 §5.1): of a handshake, or of a connection that began
+/// before the agent did.
+const fn is_tls(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x14..=0x17, 0x03, 0x00..=0x04, ..])
 }

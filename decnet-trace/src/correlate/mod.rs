@@ -221,7 +221,7 @@ impl Correlator {
             self.settle(sock, now, out);
         }
         if now >= self.sweep_at {
-            self.sweep_at = now + SWEEP_EVERY;
+            self.sweep_at = now.saturating_add(SWEEP_EVERY);
             let idle = self.limits.idle;
             self.forget(Cause::Idle, now, out, |_, conn| {
                 now.saturating_sub(conn.last) > idle

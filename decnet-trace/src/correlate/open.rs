@@ -126,8 +126,8 @@ impl Open {
 
 /// The common methods cost no allocation.
 fn method(method: &str) -> Cow<'static, str> {
-    const KNOWN: [&str; 9] = [
-        "GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "CONNECT", "TRACE",
+    const KNOWN: [&str; 10] = [
+        "GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "CONNECT", "TRACE", "QUERY",
     ];
     match KNOWN.into_iter().find(|known| *known == method) {
         Some(known) => Cow::Borrowed(known),

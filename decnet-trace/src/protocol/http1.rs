@@ -30,3 +30,9 @@ pub fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
             _ => None,
         })
 }
+
+/// Without the empty lines that may stand before a request (RFC 9112 §2.2).
+pub fn skip_empty_lines(bytes: &[u8]) -> &[u8] {
+    let empty = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n'));
+    &bytes[empty.count()..]
+}

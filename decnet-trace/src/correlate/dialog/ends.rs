@@ -84,8 +84,10 @@ impl Dialog {
 
     /// When there is something to settle, if nothing happens until then.
     pub(in super::super) fn due(&self, cx: &Cx<'_>) -> Option<u64> {
-        let tentative = self.tentative.map(|(_, at)| at + cx.limits.settle);
-        let closing = self.closing.map(|at| at + cx.limits.linger);
+        let tentative = self
+            .tentative
+            .map(|(_, at)| at.saturating_add(cx.limits.settle));
+        let closing = self.closing.map(|at| at.saturating_add(cx.limits.linger));
         match (tentative, closing) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -95,12 +97,12 @@ impl Dialog {
     /// Settles what is due.
     pub(in super::super) fn settle(&mut self, conn: &mut Connection, now: u64, cx: &mut Cx<'_>) {
         if let Some((end, at)) = self.tentative
-            && at + cx.limits.settle <= now
+            && at.saturating_add(cx.limits.settle) <= now
         {
             self.finish_first(conn, end, cx);
         }
         if let Some(at) = self.closing
-            && at + cx.limits.linger <= now
+            && at.saturating_add(cx.limits.linger) <= now
         {
             self.end_all(conn, Cause::Closed, at, cx);
         }
@@ -160,7 +162,8 @@ impl Dialog {
         self.open_memory = self.open_memory.saturating_sub(open.memory());
         self.spare_body = open.waits_for_continue && open.number == conn.requests;
         let mut exchange = open.exchange;
-        exchange.end = open.last;
+        // Rings are merged by time, but what is told here must hold even if they were not.
+        exchange.end = open.last.max(exchange.start);
         exchange.ended_by = end;
         cx.counters.exchanges += 1;
         cx.out.push(exchange);
@@ -212,7 +215,7 @@ impl Dialog {
             cx.counters.heads_cut += 1;
             if response.status >= 200 {
                 exchange.status = Some(response.status);
-                exchange.response_start = Some(head.stamp.ts);
+                exchange.response_start = Some(head.stamp.ts.max(exchange.start));
                 exchange.response_context = head.stamp.context;
             }
         }

@@ -405,8 +405,15 @@ fn heads_byte_by_byte() {
                 let last = w.out.last().expect("an exchange");
                 assert_eq!((last.start, last.end), (start, w.now));
             }
+            // The first letter might be a response's.
+            w.request_by(1, b"HEAD /b HTTP/1.1\r\n\r\n")
+                .response(&[ok(3)]);
         },
-        &["GET /a 200 0+3 length"; 2],
+        &[
+            "GET /a 200 0+3 length",
+            "GET /a 200 0+3 length",
+            "HEAD /b 200 0+0 length",
+        ],
     );
 }
 

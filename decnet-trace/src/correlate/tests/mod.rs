@@ -4,5 +4,6 @@ mod framing;
 mod limits;
 mod lives;
 mod pipelines;
+mod random;
 mod strangers;
 mod wire;

@@ -23,6 +23,22 @@ fn tls() {
     );
 }
 
+/// So is a TLS connection that is met in its middle.
+#[test]
+fn tls_under_way() {
+    both(
+        |w| {
+            w.response(&[&b"\x17\x03\x03\x00\x20abcdefghijklmnopqrstuvwxyz"[..]]);
+            w.request(&[GET]).response(&[ok(0)]);
+            assert_eq!(
+                (w.counter("tls_connections"), w.counter("stray_bytes")),
+                (1, 0)
+            );
+        },
+        &[],
+    );
+}
+
 /// HTTP/2 with prior knowledge is counted once and then ignored.
 #[test]
 fn http2() {

@@ -64,9 +64,10 @@ pub fn parse_cut(bytes: &[u8]) -> Parsed<'_> {
     lines(bytes, true)
 }
 
-/// Whether a request head, or the beginning of one, stands here.
+/// Whether a request head, or the beginning of one, stands here. (`H` begins a request as well as a
+/// response.)
 pub fn may_begin_request(bytes: &[u8]) -> bool {
-    matches!(parse(bytes), Parsed::Request(_) | Parsed::Partial) && !may_begin_response(bytes)
+    !bytes.starts_with(b"HTTP/") && matches!(parse(bytes), Parsed::Request(_) | Parsed::Partial)
 }
 
 /// Whether a response head, or the beginning of one, stands here.
