@@ -490,7 +490,8 @@ impl Discovery {
     fn is_settled(&self, why_not: WhyNot) -> bool {
         match why_not {
             WhyNot::Kernel | WhyNot::Agent | WhyNot::NotPython => true,
-            WhyNot::NotSelected => self.selector.ports().is_empty(),
+            // A process may change its name, or listen, at any time.
+            WhyNot::NotSelected => !self.selector.has_names() && self.selector.ports().is_empty(),
             _ => false,
         }
     }
