@@ -15,6 +15,7 @@ pub mod span;
 pub mod export;
 
 pub mod discover;
+pub mod python;
 pub mod symbolize;
 pub mod profile;
 pub mod govern;

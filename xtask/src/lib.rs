@@ -8,6 +8,7 @@ pub mod debian;
 pub mod demo;
 pub mod linker;
 pub mod paths;
+pub mod pylayout;
 pub mod run;
 pub mod setup;
 pub mod test;

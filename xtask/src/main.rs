@@ -5,7 +5,7 @@ use std::{ffi::OsString, process::ExitCode, time::Duration};
 use clap::{Parser, Subcommand};
 use xtask::{
     build_ebpf::{self, Flavour},
-    demo, run, setup, test,
+    demo, pylayout, run, setup, test,
 };
 
 /// Builds, runs and tests decnet-trace.
@@ -72,6 +72,23 @@ enum Verb {
         #[arg(long)]
         rootless: bool,
     },
+    /// Writes the table of CPython's struct layouts from the headers of all CPythons at hand
+    #[command(
+        after_help = "Looks in pyenv's versions, in /usr/include, and in the tree of Debian's \
+        unstable release in ~/.cache/decnet-trace/sid-python, which --debootstrap makes \
+        (as root).\n\nExamples:\n  \
+        cargo xtask pylayout                  write decnet-trace/src/python/layout_table.rs\n  \
+        cargo xtask pylayout --check          compare it with the headers at hand\n  \
+        cargo xtask pylayout --debootstrap    get CPython 3.14 and 3.15 first"
+    )]
+    Pylayout {
+        /// Compare instead of writing
+        #[arg(long)]
+        check: bool,
+        /// Unpack Debian unstable's CPython 3.14 and 3.15 first, unless that was done before
+        #[arg(long)]
+        debootstrap: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -89,6 +106,13 @@ fn main() -> ExitCode {
             Err(why) => Err(why),
         },
         Verb::Test { rootless } => test::run(rootless),
+        Verb::Pylayout { check, debootstrap } => {
+            if debootstrap {
+                pylayout::make_debian_tree().and_then(|_| pylayout::run(check))
+            } else {
+                pylayout::run(check)
+            }
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,193 @@
+//! Walks one thread's Python frames, with nothing but what the kernel side has: the reference for
+//! the walk in eBPF, and what `dump` reads with.
+
+use decnet_trace_common::{
+    event::PyFrame,
+    python::{ABSENT, FRAME_SIZE_MAX, PyLayout, flags},
+};
+
+use super::memory::Memory;
+
+/// How a walk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// At the outermost frame.
+    Complete,
+    /// At the most frames asked for.
+    Truncated,
+    /// At memory that could not be read.
+    Broken,
+}
+
+/// How many of the interpreter's own frames are stepped over for each one asked for; they alternate
+/// with others, so this is never reached but on garbage.
+const SHIMS_PER_FRAME: usize = 4;
+
+/// Appends the frames of a thread, innermost first, at most `max`.
+pub fn walk(
+    memory: &impl Memory,
+    layout: &PyLayout,
+    thread_state: u64,
+    max: usize,
+    frames: &mut Vec<PyFrame>,
+) -> End {
+    let Some(frame) = top(memory, layout, thread_state) else {
+        return End::Broken;
+    };
+    walk_from(memory, layout, frame, max, frames)
+}
+
+/// The innermost frame of a thread; 0 where it runs none.
+fn top(memory: &impl Memory, layout: &PyLayout, thread_state: u64) -> Option<u64> {
+    let top = memory
+        .u64(thread_state.wrapping_add(u64::from(layout.frame)))
+        .ok()?;
+    if layout.cframe == ABSENT || top == 0 {
+        return Some(top);
+    }
+    memory.u64(top.wrapping_add(u64::from(layout.cframe))).ok()
+}
+
+/// The same from a frame on.
+pub(super) fn walk_from(
+    memory: &impl Memory,
+    layout: &PyLayout,
+    mut frame: u64,
+    max: usize,
+    frames: &mut Vec<PyFrame>,
+) -> End {
+    let mut block = [0; FRAME_SIZE_MAX];
+    let Some(block) = block.get_mut(..usize::from(layout.frame_size)) else {
+        return End::Broken;
+    };
+    let mut left = max;
+    for _ in 0..max.saturating_mul(SHIMS_PER_FRAME) {
+        if frame == 0 {
+            return End::Complete;
+        }
+        if left == 0 {
+            return End::Truncated;
+        }
+        if memory.read(frame, block).is_err() {
+            return End::Broken;
+        }
+        let Some((python, previous)) = read_frame(layout, block) else {
+            return End::Broken;
+        };
+        if let Some(python) = python {
+            frames.push(python);
+            left -= 1;
+        }
+        frame = previous;
+    }
+    if frame == 0 {
+        End::Complete
+    } else {
+        End::Broken
+    }
+}
+
+/// Picks the frame and the next outer one out of the bytes of one.
+fn read_frame(layout: &PyLayout, block: &[u8]) -> Option<(Option<PyFrame>, u64)> {
+    let word = |at: u16| {
+        let bytes = block.get(usize::from(at)..)?.first_chunk::<8>()?;
+        Some(u64::from_le_bytes(*bytes))
+    };
+    let lasti = layout.flags & flags::LASTI != 0;
+    if lasti && word(0)? == 0 {
+        // Up to 3.10 a frame is an object; one without references has returned.
+        return None;
+    }
+    let previous = word(layout.previous)?;
+    if layout.owner != ABSENT && layout.owner_shim != ABSENT {
+        let owner = *block.get(usize::from(layout.owner))?;
+        if u16::from(owner) >= layout.owner_shim {
+            return Some((None, previous));
+        }
+    }
+    let instr = if lasti {
+        let bytes = block.get(usize::from(layout.instr)..)?.first_chunk::<4>()?;
+        i64::from(i32::from_le_bytes(*bytes)).cast_unsigned()
+    } else {
+        word(layout.instr)?
+    };
+    let code = word(layout.code)? & !u64::from(layout.code_tag);
+    if code == 0 {
+        // From 3.13 on a frame that has returned loses its code.
+        return None;
+    }
+    Some((Some(PyFrame { code, instr }), previous))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+    use super::{
+        super::{layout::Layout, memory::tests::Image},
+        *,
+    };
+
+    /// Two frames of CPython 3.14 with a shim between them: the code pointers lose their tags, the
+    /// shim is stepped over.
+    #[test]
+    fn steps_over_shims() {
+        let layout = Layout::of_minor(14).unwrap().kernel(None).unwrap();
+        let mut bytes = vec![0u8; 0x1000];
+        let mut set = |at: u64, field: u16, value: u64| {
+            bytes[usize::try_from(at - 0x1000).unwrap() + usize::from(field)..][..8]
+                .copy_from_slice(&value.to_le_bytes());
+        };
+        set(0x1000, layout.frame, 0x1200);
+        for (frame, previous, code) in [
+            (0x1200, 0x1300, 0xaaa1),
+            (0x1300, 0x1400, 0xbbb1),
+            (0x1400, 0, 0xccc0),
+        ] {
+            set(frame, layout.previous, previous);
+            set(frame, layout.code, code);
+            set(frame, layout.instr, frame + 0x10_0000);
+        }
+        bytes[0x300 + usize::from(layout.owner)] = 3;
+        let memory = Image(vec![(0x1000, bytes)]);
+        let mut frames = Vec::new();
+        assert_eq!(
+            walk(&memory, &layout, 0x1000, 10, &mut frames),
+            End::Complete
+        );
+        let expected = [
+            PyFrame {
+                code: 0xaaa0,
+                instr: 0x10_1200,
+            },
+            PyFrame {
+                code: 0xccc0,
+                instr: 0x10_1400,
+            },
+        ];
+        assert_eq!(frames, expected);
+        frames.clear();
+        assert_eq!(
+            walk(&memory, &layout, 0x1000, 1, &mut frames),
+            End::Truncated
+        );
+        assert_eq!(frames, expected[..1]);
+        frames.clear();
+        assert_eq!(walk(&memory, &layout, 0x9000, 10, &mut frames), End::Broken);
+    }
+
+    proptest::proptest! {
+        /// Whatever memory holds, a walk ends within its bound.
+        #[test]
+        fn ends(
+            minor in 8u8..=15,
+            words in proptest::collection::vec(0x1000u64..0x1400, 160),
+            max in 0usize..50,
+        ) {
+            let layout = Layout::of_minor(minor).unwrap().kernel(None).unwrap();
+            let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let mut frames = Vec::new();
+            walk(&Image(vec![(0x1000, bytes)]), &layout, 0x1000, max, &mut frames);
+            proptest::prop_assert!(frames.len() <= max);
+        }
+    }
+}

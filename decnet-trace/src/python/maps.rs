@@ -1,0 +1,159 @@
+//! The mapped files of a process, from /proc/PID/maps.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use super::memory::ReadError;
+
+/// The most of /proc/PID/maps that is read, in bytes: some 500,000 mappings.
+const MAPS_MAX: u64 = 64 << 20;
+
+/// A file mapped into a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MappedFile {
+    /// Its path, as the process's own mount namespace names it.
+    pub(super) path: String,
+    /// Where its lowest mapping starts.
+    pub(super) start: u64,
+    /// Where that mapping ends.
+    pub(super) end: u64,
+    /// Which offset in the file is mapped at `start`.
+    pub(super) offset: u64,
+    /// The device, as maps prints it, and the inode: the file's identity.
+    pub(super) identity: (String, u64),
+}
+
+/// The distinct files that a process maps, in the order of their addresses.
+pub(super) fn mapped_files(pid: u32) -> Result<Vec<MappedFile>, ReadError> {
+    let mut text = Vec::new();
+    let maps = File::open(format!("/proc/{pid}/maps")).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => ReadError::Denied,
+        _ => ReadError::Gone,
+    })?;
+    // Reading ends early (with nothing) where the process has become a zombie.
+    maps.take(MAPS_MAX)
+        .read_to_end(&mut text)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => ReadError::Denied,
+            _ => ReadError::Gone,
+        })?;
+    Ok(parse(&String::from_utf8_lossy(&text)))
+}
+
+/// Reads maps; a line that cannot be read is skipped.
+fn parse(text: &str) -> Vec<MappedFile> {
+    let mut files: Vec<MappedFile> = Vec::new();
+    for file in text.lines().filter_map(parse_line) {
+        if !files
+            .iter()
+            .rev()
+            .any(|known| known.identity == file.identity)
+        {
+            files.push(file);
+        }
+    }
+    files
+}
+
+/// `start-end perms offset dev inode   path`
+fn parse_line(line: &str) -> Option<MappedFile> {
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let mut rest = line;
+    let mut field = || {
+        let (head, tail) = rest.split_once(' ')?;
+        rest = tail.trim_start();
+        Some(head)
+    };
+    let (start, end) = field()?.split_once('-')?;
+    let _permissions = field()?;
+    let (offset, device, inode) = (field()?, field()?, field()?);
+    if !rest.starts_with('/') {
+        return None;
+    }
+    Some(MappedFile {
+        path: rest.to_owned(),
+        start: hex(start)?,
+        end: hex(end)?,
+        offset: hex(offset)?,
+        identity: (device.to_owned(), inode.parse().ok()?),
+    })
+}
+
+impl MappedFile {
+    /// Opens the very file that is mapped, deleted or in another mount namespace though it may be.
+    pub(super) fn open(&self, pid: u32) -> io::Result<File> {
+        let exact = format!("/proc/{pid}/map_files/{:x}-{:x}", self.start, self.end);
+        File::open(exact).or_else(|_| File::open(self.host_path(pid)))
+    }
+
+    /// The path by which this process reaches the file through the traced process's root.
+    pub(super) fn host_path(&self, pid: u32) -> PathBuf {
+        let path = self.path.strip_suffix(" (deleted)").unwrap_or(&self.path);
+        Path::new(&format!("/proc/{pid}/root")).join(path.trim_start_matches('/'))
+    }
+
+    /// The file's name without its folder.
+    pub(super) fn name(&self) -> &str {
+        let path = self.path.strip_suffix(" (deleted)").unwrap_or(&self.path);
+        path.rsplit('/').next().unwrap_or(path)
+    }
+}
+
+/// The path of the program that a process executes, as its own mount namespace names it.
+pub(super) fn executable(pid: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+    use super::*;
+
+    /// Files are listed once, by identity; anonymous memory and garbage are not files.
+    #[test]
+    fn parses_maps() {
+        let files = parse(
+            "55d0-55d1 r--p 00000000 fe:00 77    /usr/bin/my python (deleted)\n\
+             55d1-55d2 r-xp 00001000 fe:00 77    /usr/bin/my python (deleted)\n\
+             55d2-55d3 rw-p 00000000 00:00 0    [heap]\n\
+             55d3-55d4 rw-p 00000000 00:00 0\n\
+             garbage\n\
+             7f00-7f01 r--p 00002000 fe:00 78    /lib/libc.so.6\n",
+        );
+        assert_eq!(files.len(), 2);
+        assert_eq!(
+            (files[0].start, files[0].end, files[0].name()),
+            (0x55d0, 0x55d1, "my python")
+        );
+        assert_eq!(
+            (files[1].offset, files[1].path.as_str()),
+            (0x2000, "/lib/libc.so.6")
+        );
+    }
+
+    /// A process's own maps name its own executable, and it opens through them.
+    #[test]
+    fn opens_own_executable() {
+        let own = std::process::id();
+        let exe = executable(own).unwrap();
+        let files = mapped_files(own).unwrap();
+        let file = files
+            .iter()
+            .find(|file| Path::new(&file.path) == exe)
+            .unwrap();
+        let mut magic = [0; 4];
+        file.open(own).unwrap().read_exact(&mut magic).unwrap();
+        assert_eq!(&magic, b"\x7fELF");
+    }
+
+    proptest::proptest! {
+        /// No text makes the parser panic.
+        #[test]
+        fn survives_anything(text in "\\PC*") {
+            parse(&text);
+        }
+    }
+}

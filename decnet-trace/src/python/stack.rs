@@ -1,0 +1,163 @@
+//! What every thread of a process runs at this moment, read without stopping it.
+
+use decnet_trace_common::event::PyFrame;
+
+use super::{
+    check::PyProcess,
+    code::CO_SUSPENDABLE,
+    frames::{self, End},
+    layout::Layout,
+    memory::{self, Memory, ProcessMemory, ReadError, Thread},
+    resolver::{Location, PythonResolver},
+    runtime::{self, ThreadState},
+};
+
+/// How often a stack is read until two readings in a row agree: its thread runs on meanwhile.
+const TRIES: u32 = 64;
+
+/// How often a stack is looked at before any reading is believed.
+const LOOKS: u32 = 8;
+
+/// The most frames of a stack that are read.
+const FRAMES_MAX: usize = 4096;
+
+/// What a thread runs.
+#[derive(Clone, Debug)]
+pub struct ThreadStack {
+    /// The thread, in this process's pid namespace; `None` where its thread is gone or unknown.
+    pub tid: Option<u32>,
+    /// Its name; empty where unknown.
+    pub name: String,
+    /// The address of its `PyThreadState`.
+    pub thread_state: u64,
+    /// The number of the interpreter that it belongs to; 0 is the main one's.
+    pub interpreter: i64,
+    /// Whether it held the GIL.
+    pub holds_gil: bool,
+    /// Whether it waited rather than ran, as the scheduler sees it.
+    pub idle: bool,
+    /// Its frames, innermost first; `None` where a frame could not be resolved.
+    pub frames: Vec<Option<Location>>,
+    /// How the stack ended.
+    pub end: End,
+    /// Whether two readings in a row agreed: otherwise frames of two moments may be mixed.
+    pub consistent: bool,
+}
+
+/// Reads the stacks of all threads that have a thread state, the main thread first.
+///
+/// # Errors
+/// The process is gone or may not be read, or its list of threads could not be walked.
+pub fn stacks(
+    process: &PyProcess,
+    resolver: &mut PythonResolver,
+) -> Result<Vec<ThreadStack>, ReadError> {
+    let memory = ProcessMemory::new(process.pid);
+    let states = thread_states(process, &memory)?;
+    let threads = memory::threads(process.pid)?;
+    let mut stacks: Vec<ThreadStack> = states
+        .iter()
+        .map(|state| {
+            let thread = thread_of(&memory, state, &threads);
+            let (raw, end, consistent) = read_stack(&memory, process, state.address);
+            let mut frames = Vec::with_capacity(raw.len());
+            resolver.resolve_stack(process.pid, &raw, &mut frames);
+            ThreadStack {
+                tid: thread.map(|thread| thread.tid),
+                name: thread.map_or_else(String::new, |thread| thread.name.clone()),
+                thread_state: state.address,
+                interpreter: state.interpreter_id,
+                holds_gil: holds_gil(process, &memory, state),
+                idle: thread.is_none_or(|thread| thread.state != 'R'),
+                frames,
+                end,
+                consistent,
+            }
+        })
+        .collect();
+    stacks.sort_by_key(|stack| (stack.tid != Some(process.pid), stack.tid));
+    Ok(stacks)
+}
+
+/// The list of thread states, walked again where it changed under the walk.
+pub(super) fn thread_states(
+    process: &PyProcess,
+    memory: &ProcessMemory,
+) -> Result<Vec<ThreadState>, ReadError> {
+    let mut error = ReadError::Gone;
+    for _ in 0..TRIES {
+        match runtime::thread_states(memory, &process.layout, process.runtime) {
+            Ok(states) => return Ok(states),
+            Err(runtime::WalkError::Read(read @ (ReadError::Gone | ReadError::Denied))) => {
+                return Err(read);
+            }
+            Err(runtime::WalkError::Read(read)) => error = read,
+            Err(runtime::WalkError::Endless(_)) => error = ReadError::Unmapped(process.runtime),
+        }
+    }
+    Err(error)
+}
+
+/// The thread that a thread state is for.
+fn thread_of<'a>(
+    memory: &impl Memory,
+    state: &ThreadState,
+    threads: &'a [Thread],
+) -> Option<&'a Thread> {
+    let find = |tid: u32| threads.iter().find(|thread| thread.own_tid == tid);
+    let tid = runtime::libc_tid(memory, state.thread_pointer, |tid| find(tid).is_some())
+        .or(state.native_id);
+    find(tid?)
+}
+
+fn holds_gil(process: &PyProcess, memory: &impl Memory, state: &ThreadState) -> bool {
+    let layout = &process.layout;
+    if let Some(field) = Layout::get(layout.thread_gil) {
+        return memory
+            .u32(state.address.wrapping_add(field))
+            .is_ok_and(|word| word & layout.thread_gil_mask != 0);
+    }
+    Layout::get(layout.runtime_current_thread)
+        .is_some_and(|field| memory.u64(process.runtime.wrapping_add(field)) == Ok(state.address))
+}
+
+/// Reads a stack until it is the same twice, and whole.
+///
+/// While a thread runs, what is read of it may be of two moments; a frame that has returned may have
+/// lost the one that called it, so that a stack seems to end early. The outermost frame of a thread
+/// hardly ever changes: a stack that ends with another than the deepest one seen is not believed.
+fn read_stack(memory: &impl Memory, process: &PyProcess, state: u64) -> (Vec<PyFrame>, End, bool) {
+    let read = || {
+        let mut frames = Vec::new();
+        let end = frames::walk(memory, &process.kernel, state, FRAMES_MAX, &mut frames);
+        let whole = end != End::Broken && !cut_off(memory, &process.layout, frames.last());
+        (frames, end, whole)
+    };
+    let code = |frames: &[PyFrame]| frames.last().map(|frame| frame.code);
+    let mut last = read();
+    let (mut deepest, mut outermost) = (last.0.len(), code(&last.0));
+    for round in 0..TRIES {
+        let next = read();
+        if next.0.len() > deepest {
+            (deepest, outermost) = (next.0.len(), code(&next.0));
+        }
+        if round >= LOOKS && next.2 && next == last && code(&next.0) == outermost {
+            return next;
+        }
+        // A stack that could be followed to its end tells more than one that could not.
+        if next.2 || !last.2 {
+            last = next;
+        }
+    }
+    (last.0, last.1, false)
+}
+
+/// Whether a stack that ends with this frame is cut off: a generator that yields between two reads
+/// leaves its frame without the one that ran it.
+fn cut_off(memory: &impl Memory, layout: &Layout, outermost: Option<&PyFrame>) -> bool {
+    outermost.is_some_and(|frame| {
+        memory
+            .u32(frame.code.wrapping_add(u64::from(layout.code_flags)))
+            .is_ok_and(|flags| flags & CO_SUSPENDABLE != 0)
+    })
+}

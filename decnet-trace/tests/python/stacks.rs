@@ -1,0 +1,146 @@
+//! Stacks as read from outside, against `sys._current_frames`.
+
+use decnet_trace::python::{End, PyProcess, PythonResolver, ThreadStack, stacks};
+use serde_json::Value;
+
+use super::interpreters::{self, Running};
+
+/// A frame as both sides tell it: the function's name, its file, the line.
+type Frame = (String, String, u32);
+
+fn read(process: &PyProcess) -> Vec<ThreadStack> {
+    let mut resolver = PythonResolver::new();
+    resolver.add(process);
+    stacks(process, &mut resolver).unwrap()
+}
+
+fn frames(stack: &ThreadStack) -> Vec<Frame> {
+    stack
+        .frames
+        .iter()
+        .map(|frame| {
+            let frame = frame
+                .as_ref()
+                .unwrap_or_else(|| panic!("a frame is not resolved: {stack:?}"));
+            (
+                frame.function.name.to_string(),
+                frame.function.file.to_string(),
+                frame.line,
+            )
+        })
+        .collect()
+}
+
+fn truth(frames: &Value) -> Vec<Frame> {
+    frames
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|frame| {
+            let text = |index: usize| frame[index].as_str().unwrap().to_owned();
+            (
+                text(0),
+                text(1),
+                u32::try_from(frame[2].as_u64().unwrap()).unwrap(),
+            )
+        })
+        .collect()
+}
+
+/// The stack of every thread, wherever it is, is the one that the interpreter tells, frame by frame:
+/// recursion, generators, coroutines, callbacks from C, decorators, class bodies, executed text,
+/// names of every width, work without the GIL, lines far apart.
+#[test]
+fn stacks_are_the_interpreters_own() {
+    for interpreter in interpreters::all() {
+        let mut running = interpreter.start("stacks.py", &[]);
+        let told = running.json();
+        let process = running.process();
+        let read = read(&process);
+        let told = told.as_object().unwrap();
+        assert!(told.len() >= 15);
+        for (tid, told) in told {
+            let tid: u32 = tid.parse().unwrap();
+            let stack = read.iter().find(|stack| stack.tid == Some(tid));
+            let stack =
+                stack.unwrap_or_else(|| panic!("{}: no thread {tid} in {read:?}", running.name()));
+            assert_eq!(frames(stack), truth(told), "{}", running.name());
+            assert_eq!((stack.end, stack.consistent), (End::Complete, true));
+            assert!(!stack.holds_gil, "{}: {stack:?}", running.name());
+        }
+        // And the main thread waits for its input.
+        assert_eq!(read.len(), told.len() + 1);
+        assert_eq!(read[0].tid, Some(running.pid()));
+        assert_eq!(frames(&read[0]).last().unwrap().0, "<module>");
+    }
+}
+
+/// Reads until `enough` says so, at most a while.
+fn watch(
+    running: &Running,
+    process: &PyProcess,
+    rounds: usize,
+    mut look: impl FnMut(&[ThreadStack]),
+) {
+    let mut resolver = PythonResolver::new();
+    resolver.add(process);
+    for _ in 0..rounds {
+        let read = stacks(process, &mut resolver)
+            .unwrap_or_else(|error| panic!("{}: {error}", running.name()));
+        look(&read);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let counts = resolver.counts();
+    assert!(
+        counts.hits > counts.misses,
+        "{}: {counts:?}",
+        running.name()
+    );
+}
+
+/// Of a process whose threads run all the time, stacks come back whole, none of them one that the
+/// program never has, and at most one thread holds the GIL at any one look.
+#[test]
+fn running_threads_are_read_whole() {
+    for interpreter in interpreters::all() {
+        let mut running = interpreter.start("busy.py", &[]);
+        let _ready = running.json();
+        let process = running.process();
+        let (mut whole, mut torn, mut gil) = (0, 0, 0);
+        watch(&running, &process, 200, |read| {
+            for stack in read.iter().filter(|stack| stack.tid != Some(running.pid())) {
+                if !stack.consistent {
+                    torn += 1;
+                    continue;
+                }
+                whole += 1;
+                gil += usize::from(stack.holds_gil);
+                let names: Vec<_> = frames(stack).into_iter().map(|frame| frame.0).collect();
+                let names: Vec<_> = names
+                    .iter()
+                    .map(|name| name.rsplit('.').next().unwrap())
+                    .collect();
+                let outer = names
+                    .iter()
+                    .position(|name| matches!(*name, "work" | "run" | "_bootstrap_inner"));
+                let outer =
+                    &names[outer.unwrap_or_else(|| panic!("{}: {names:?}", running.name()))..];
+                assert!(
+                    ["work", "run", "_bootstrap_inner", "_bootstrap"].ends_with(outer),
+                    "{}: {names:?}",
+                    running.name()
+                );
+            }
+        });
+        assert!(
+            whole > 5 * torn,
+            "{}: {whole} whole, {torn} torn",
+            running.name()
+        );
+        assert!(
+            gil > 20,
+            "{}: the GIL was held in {gil} looks",
+            running.name()
+        );
+    }
+}
