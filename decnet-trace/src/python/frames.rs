@@ -107,7 +107,7 @@ fn read_frame(layout: &PyLayout, block: &[u8]) -> Option<(Option<PyFrame>, u64)>
     }
     let instr = if lasti {
         let bytes = block.get(usize::from(layout.instr)..)?.first_chunk::<4>()?;
-        i64::from(i32::from_le_bytes(*bytes)).cast_unsigned()
+        u64::from(u32::from_le_bytes(*bytes))
     } else {
         word(layout.instr)?
     };

@@ -67,36 +67,48 @@ impl ProcessMemory {
 }
 
 impl ProcessMemory {
-    /// Reads `size` bytes at each of `addresses` into `buffer`, `stride` bytes apart, by one system
-    /// call. An error leaves `buffer` undefined.
+    /// Reads `size` bytes at each of `addresses`, at most [`Self::ADDRESSES_MAX`], into `buffer`,
+    /// `stride` bytes apart, by one system call. An error leaves `buffer` undefined.
     pub(super) fn read_all(
         &self,
-        addresses: impl ExactSizeIterator<Item = u64>,
+        addresses: impl Iterator<Item = u64>,
         size: usize,
         stride: usize,
         buffer: &mut [u8],
     ) -> Result<(), ReadError> {
-        let mut local = Vec::with_capacity(addresses.len());
-        let mut remote = Vec::with_capacity(addresses.len());
+        const NOTHING: libc::iovec = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        let mut local = [NOTHING; Self::ADDRESSES_MAX];
+        let mut remote = [NOTHING; Self::ADDRESSES_MAX];
+        let mut count = 0;
         let mut chunks = buffer.chunks_exact_mut(stride);
         for address in addresses {
-            let (Some(chunk), Ok(base)) = (
-                chunks.next().and_then(|chunk| chunk.get_mut(..size)),
-                usize::try_from(address),
-            ) else {
+            let chunk = chunks.next().and_then(|chunk| chunk.get_mut(..size));
+            let (Some(chunk), Ok(base), true) =
+                (chunk, usize::try_from(address), count < Self::ADDRESSES_MAX)
+            else {
                 return Err(ReadError::Unmapped(address));
             };
-            local.push(libc::iovec {
+            local[count] = libc::iovec {
                 iov_base: chunk.as_mut_ptr().cast(),
                 iov_len: size,
-            });
-            remote.push(libc::iovec {
+            };
+            remote[count] = libc::iovec {
                 iov_base: std::ptr::without_provenance_mut(base),
                 iov_len: size,
-            });
+            };
+            count += 1;
         }
-        self.read_vectors(&local, &remote)
+        if count == 0 {
+            return Ok(());
+        }
+        self.read_vectors(&local[..count], &remote[..count])
     }
+
+    /// The most addresses that [`Self::read_all`] takes.
+    const ADDRESSES_MAX: usize = decnet_trace_common::limits::PYTHON_FRAMES_MAX;
 
     /// Fills `local` from `remote`, entirely or not at all. `local` must describe memory that is
     /// exclusively borrowed by the caller.

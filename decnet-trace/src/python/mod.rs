@@ -26,10 +26,9 @@ mod thread_state;
 mod version;
 
 pub use check::{Inspection, Inspector, PyProcess, Unsupported, retry_after};
-pub use code::Function;
 pub use debug_offsets::Refusal;
 pub use frames::{End, walk};
 pub use memory::{Memory, ProcessMemory, ReadError};
-pub use resolver::{Location, PythonResolver, ResolverCounts};
+pub use resolver::{PythonResolver, ResolverCounts};
 pub use stack::{ThreadStack, stacks};
 pub use version::Version;

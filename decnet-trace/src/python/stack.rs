@@ -8,9 +8,10 @@ use super::{
     frames::{self, End},
     layout::Layout,
     memory::{self, Memory, ProcessMemory, ReadError, Thread},
-    resolver::{Location, PythonResolver},
+    resolver::PythonResolver,
     runtime::{self, ThreadState},
 };
+use crate::symbolize::PythonLocation;
 
 /// How often a stack is read until two readings in a row agree: its thread runs on meanwhile.
 const TRIES: u32 = 64;
@@ -37,7 +38,7 @@ pub struct ThreadStack {
     /// Whether it waited rather than ran, as the scheduler sees it.
     pub idle: bool,
     /// Its frames, innermost first; `None` where a frame could not be resolved.
-    pub frames: Vec<Option<Location>>,
+    pub frames: Vec<Option<PythonLocation>>,
     /// How the stack ended.
     pub end: End,
     /// Whether two readings in a row agreed: otherwise frames of two moments may be mixed.

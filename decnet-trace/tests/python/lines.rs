@@ -44,11 +44,7 @@ fn every_instruction_has_its_line() {
                     .as_ref()
                     .unwrap_or_else(|| panic!("{}: nothing at {code}", running.name()));
                 assert_eq!(
-                    (
-                        &*found.function.name,
-                        &*found.function.file,
-                        u64::from(found.function.first_line)
-                    ),
+                    (&*found.name, &*found.file, u64::from(found.first_line)),
                     (
                         code["name"].as_str().unwrap(),
                         code["file"].as_str().unwrap(),

@@ -22,11 +22,7 @@ fn frames(stack: &ThreadStack) -> Vec<Frame> {
             let frame = frame
                 .as_ref()
                 .unwrap_or_else(|| panic!("a frame is not resolved: {stack:?}"));
-            (
-                frame.function.name.to_string(),
-                frame.function.file.to_string(),
-                frame.line,
-            )
+            (frame.name.to_string(), frame.file.to_string(), frame.line)
         })
         .collect()
 }
