@@ -1,0 +1,193 @@
+//! What the end-to-end tests share: an agent at work, and the spans that it wrote.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+
+use serde_json::Value;
+use xtask::bed::process::{Folder, Process};
+
+/// How long an agent may take to attach, or to end, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether the end-to-end tests can run here: as root, with an eBPF object. Says why not.
+pub fn can_run() -> bool {
+    // SAFETY: the call takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("SKIPPED: end-to-end tests need root");
+        return false;
+    }
+    let doctor = Command::new(env!("CARGO_BIN_EXE_decnet-trace"))
+        .arg("doctor")
+        .output()
+        .unwrap();
+    if !doctor.status.success() {
+        let why = String::from_utf8_lossy(&doctor.stderr);
+        println!("SKIPPED: {}", why.lines().last().unwrap_or("this machine cannot run the agent"));
+        return false;
+    }
+    true
+}
+
+/// An agent at work.
+pub struct Agent {
+    process: Process,
+    folder: Folder,
+}
+
+impl Agent {
+    /// Starts `decnet-trace run ARGS` with a spans file, and waits until it has attached.
+    pub fn start(args: &[&str]) -> Self {
+        let folder = Folder::new().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_decnet-trace"));
+        command
+            .arg("run")
+            .arg("--spans-file")
+            .arg(folder.path().join("spans.jsonl"))
+            .args(args)
+            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+            .env_remove("DECNET_OTEL_ENDPOINT");
+        let mut process = Process::start(&mut command, &folder.path().join("log")).unwrap();
+        process
+            .wait_for("the agent to attach", PATIENCE, |log| {
+                log.contains("attached:").then_some(())
+            })
+            .unwrap();
+        Self { process, folder }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// A path in its folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// What it has logged and printed.
+    pub fn output(&self) -> String {
+        self.process.output().unwrap()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.process.wait(PATIENCE).unwrap()
+    }
+
+    /// Tells it to stop, checks that it ends well, and reads what it wrote.
+    pub fn stop(mut self) -> Seen {
+        self.process.signal(rustix::process::Signal::TERM);
+        let status = self.wait();
+        let output = self.output();
+        assert!(status.success(), "the agent ended with {status}:\n{output}");
+        Seen {
+            spans: spans(&self.path("spans.jsonl")),
+            output,
+        }
+    }
+}
+
+/// What an agent saw.
+pub struct Seen {
+    /// The spans.
+    pub spans: Vec<Span>,
+    /// Its log, with the counters at the end.
+    pub output: String,
+}
+
+impl Seen {
+    /// A counter's total at the end.
+    pub fn counter(&self, name: &str) -> u64 {
+        // The last line that names it has its total: ` name=+2 (7)`.
+        let mark = format!(" {name}=+");
+        let total = self.output.lines().rev().find_map(|line| {
+            let (_, rest) = line.split_once(&mark)?;
+            rest.split_once('(')?.1.split_once(')')?.0.parse().ok()
+        });
+        total.unwrap_or(0)
+    }
+}
+
+/// A span of the file.
+#[derive(Clone, Debug)]
+pub struct Span {
+    pub name: String,
+    pub kind: u64,
+    pub start: u64,
+    pub end: u64,
+    pub pid: u64,
+    attributes: HashMap<String, Value>,
+}
+
+impl Span {
+    /// A text attribute; empty where it is missing.
+    pub fn text(&self, name: &str) -> &str {
+        self.attributes
+            .get(name)
+            .and_then(|value| value["stringValue"].as_str())
+            .unwrap_or_default()
+    }
+
+    /// A number attribute.
+    pub fn int(&self, name: &str) -> Option<u64> {
+        self.attributes
+            .get(name)
+            .and_then(|value| value["intValue"].as_str())
+            .map(|text| text.parse().unwrap())
+    }
+
+    /// A fractional attribute.
+    pub fn float(&self, name: &str) -> Option<f64> {
+        self.attributes.get(name)?["doubleValue"].as_f64()
+    }
+}
+
+/// The spans of a file of OTLP/JSON lines.
+pub fn spans(path: &Path) -> Vec<Span> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let attributes = |value: &Value| -> HashMap<String, Value> {
+        value
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|pair| (pair["key"].as_str().unwrap().to_owned(), pair["value"].clone()))
+            .collect()
+    };
+    let mut all = Vec::new();
+    for line in text.lines() {
+        let export: Value = serde_json::from_str(line).unwrap();
+        for of_resource in export["resourceSpans"].as_array().unwrap() {
+            let resource = attributes(&of_resource["resource"]["attributes"]);
+            let pid = resource
+                .get("process.pid")
+                .map_or(0, |pid| pid["intValue"].as_str().unwrap().parse().unwrap());
+            for of_scope in of_resource["scopeSpans"].as_array().unwrap() {
+                for span in of_scope["spans"].as_array().unwrap() {
+                    let time = |name: &str| span[name].as_str().unwrap().parse().unwrap();
+                    all.push(Span {
+                        name: span["name"].as_str().unwrap().to_owned(),
+                        kind: span["kind"].as_u64().unwrap(),
+                        start: time("startTimeUnixNano"),
+                        end: time("endTimeUnixNano"),
+                        pid,
+                        attributes: attributes(&span["attributes"]),
+                    });
+                }
+            }
+        }
+    }
+    all.sort_by_key(|span| span.start);
+    all
+}
