@@ -16,6 +16,7 @@ use aya::{
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 use decnet_trace_common::{
     counter::Counter,
+    python::{LAYOUTS_MAX, PyLayout},
     target::{Control, Target},
 };
 
@@ -85,6 +86,9 @@ pub struct Bpf {
     /// The traced processes, by thread group id.
     pub targets: HashMap<MapData, u32, Target>,
     control: Array<MapData, Control>,
+    layouts: Array<MapData, PyLayout>,
+    /// The layouts in the map, by index.
+    known_layouts: Vec<PyLayout>,
 }
 
 /// An attachment, which ends when this is dropped.
@@ -178,6 +182,8 @@ impl Bpf {
             counts: take_map(&mut ebpf, "COUNTS")?,
             targets: take_map(&mut ebpf, "TARGETS")?,
             control,
+            layouts: take_map(&mut ebpf, "PY_LAYOUTS")?,
+            known_layouts: Vec::new(),
             ebpf,
         })
     }
@@ -272,6 +278,28 @@ impl Bpf {
         self.control
             .set(0, control, 0)
             .map_err(|error| refused("set the kill bit", &error))
+    }
+
+    /// Tells the kernel side where a CPython keeps things; the index that a target names it by.
+    ///
+    /// # Errors
+    ///
+    /// When there are more builds of CPython than fit.
+    pub fn add_layout(&mut self, layout: &PyLayout) -> Result<u32> {
+        if let Some(index) = self.known_layouts.iter().position(|known| known == layout) {
+            return Ok(index as u32);
+        }
+        let index = self.known_layouts.len() as u32;
+        if index >= LAYOUTS_MAX {
+            return Err(Error::failed(format!(
+                "more than {LAYOUTS_MAX} builds of CPython run on this machine"
+            )));
+        }
+        self.layouts
+            .set(index, *layout, 0)
+            .map_err(|error| refused("set a CPython layout", &error))?;
+        self.known_layouts.push(*layout);
+        Ok(index)
     }
 
     /// The kernel side's counters, summed over the CPUs.

@@ -1,4 +1,5 @@
-//! The thread that reads /proc: told by the kernel side what happened, it says which processes to trace.
+//! The thread that reads /proc: told by the kernel side what happened, it says which processes to trace,
+//! and where a CPython among them keeps what the kernel side reads.
 
 use std::{
     sync::{
@@ -13,18 +14,30 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use decnet_trace_common::event::{Proc, ProcWhat, SockState, tcp_state};
 
 use crate::{
-    discover::{Change, Discovery},
+    discover::{Change, Discovery, Runtime, TracedProcess},
     error::{Error, Result},
+    python::{Inspection, Inspector, PyProcess, retry_after},
 };
 
 /// How many notices may wait. One that does not fit makes the thread look through all processes.
 const NOTICES_MAX: usize = 8192;
 
-/// How many changes may wait for the pipeline; it takes them every round.
-const CHANGES_MAX: usize = 4096;
+/// How many findings may wait for the pipeline; it takes them every round.
+const FINDINGS_MAX: usize = 4096;
 
 /// The longest that the thread sleeps.
 const NAP_MAX: Duration = Duration::from_secs(1);
+
+/// What the thread found out.
+#[derive(Debug)]
+pub(super) enum Finding {
+    /// A process is to be traced, or no longer.
+    Change(Change),
+    /// A traced process's CPython was understood, and checked.
+    Python(Box<PyProcess>),
+    /// A traced process's CPython is not supported, for this reason.
+    Unsupported(u32, String),
+}
 
 /// Something happened to a process.
 #[derive(Clone, Copy, Debug)]
@@ -38,25 +51,27 @@ enum Notice {
 /// The pipeline's end of the discovery thread.
 pub(super) struct DiscoveryThread {
     notices: Sender<Notice>,
-    changes: Receiver<Change>,
+    findings: Receiver<Finding>,
     overflowed: Arc<AtomicBool>,
     lost: AtomicU64,
 }
 
 impl DiscoveryThread {
     /// Starts the thread. It ends when this is dropped.
-    pub(super) fn start(discovery: Discovery) -> Result<Self> {
+    ///
+    /// `first` has been applied already; of these processes, the interpreters remain to be looked at.
+    pub(super) fn start(discovery: Discovery, first: Vec<Change>) -> Result<Self> {
         let (notices, inbox) = bounded(NOTICES_MAX);
-        let (outbox, changes) = bounded(CHANGES_MAX);
+        let (outbox, findings) = bounded(FINDINGS_MAX);
         let overflowed = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&overflowed);
         thread::Builder::new()
             .name("discover".into())
-            .spawn(move || work(discovery, &inbox, &outbox, &flag))
+            .spawn(move || work(discovery, &inbox, &outbox, &flag, first))
             .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
         Ok(Self {
             notices,
-            changes,
+            findings,
             overflowed,
             lost: AtomicU64::new(0),
         })
@@ -83,9 +98,9 @@ impl DiscoveryThread {
         }
     }
 
-    /// What changed since the last call.
-    pub(super) fn changes(&self) -> impl Iterator<Item = Change> {
-        self.changes.try_iter()
+    /// What was found since the last call.
+    pub(super) fn findings(&self) -> impl Iterator<Item = Finding> {
+        self.findings.try_iter()
     }
 
     /// Notices that did not fit.
@@ -101,16 +116,85 @@ impl DiscoveryThread {
     }
 }
 
+/// Looks into the CPythons of traced processes.
+#[derive(Default)]
+struct Looks {
+    inspector: Inspector,
+    /// Processes whose interpreter is still starting: when to look again, and how often that was done.
+    waiting: Vec<(Instant, u32, u32)>,
+}
+
+impl Looks {
+    /// Follows what became of a process.
+    fn on_change(&mut self, change: &Change, out: &mut Vec<Finding>) {
+        match change {
+            Change::Trace(process) => {
+                let TracedProcess { process, .. } = process.as_ref();
+                if matches!(process.runtime, Runtime::CPython { .. }) {
+                    self.look(process.pid, 0, out);
+                }
+            }
+            Change::Untrace(pid, _) => self.waiting.retain(|(_, waiting, _)| waiting != pid),
+        }
+    }
+
+    /// Looks again where it is time.
+    fn tick(&mut self, now: Instant, out: &mut Vec<Finding>) {
+        let due: Vec<_> = self
+            .waiting
+            .extract_if(.., |(due, _, _)| *due <= now)
+            .collect();
+        for (_, pid, attempt) in due {
+            self.look(pid, attempt, out);
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.waiting.iter().map(|(due, _, _)| *due).min()
+    }
+
+    fn look(&mut self, pid: u32, attempt: u32, out: &mut Vec<Finding>) {
+        match self.inspector.inspect(pid) {
+            Inspection::Python(process) => out.push(Finding::Python(process)),
+            Inspection::Starting(why) => match retry_after(attempt) {
+                Some(delay) => self.waiting.push((Instant::now() + delay, pid, attempt + 1)),
+                None => out.push(Finding::Unsupported(
+                    pid,
+                    format!("its interpreter never came up: {why}"),
+                )),
+            },
+            Inspection::Unsupported(why) => out.push(Finding::Unsupported(pid, why.to_string())),
+            Inspection::NotPython => {}
+            Inspection::Unreadable(error) => {
+                out.push(Finding::Unsupported(pid, error.to_string()));
+            }
+        }
+    }
+}
+
 fn work(
     mut discovery: Discovery,
     notices: &Receiver<Notice>,
-    changes: &Sender<Change>,
+    findings: &Sender<Finding>,
     overflowed: &AtomicBool,
+    first: Vec<Change>,
 ) {
+    let mut looks = Looks::default();
+    let mut found = Vec::new();
+    for change in first {
+        looks.on_change(&change, &mut found);
+    }
     loop {
+        for finding in found.drain(..) {
+            if findings.send(finding).is_err() {
+                return;
+            }
+        }
         let now = Instant::now();
-        let nap = discovery
-            .next_due()
+        let nap = [discovery.next_due(), looks.next_due()]
+            .into_iter()
+            .flatten()
+            .min()
             .map_or(NAP_MAX, |due| due.saturating_duration_since(now))
             .min(NAP_MAX);
         match notices.recv_timeout(nap) {
@@ -127,15 +211,18 @@ fn work(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        let found = if overflowed.swap(false, Ordering::Relaxed) {
+        let changes = if overflowed.swap(false, Ordering::Relaxed) {
             discovery.scan_all()
         } else {
             discovery.tick(Instant::now())
         };
-        for change in found {
-            if changes.send(change).is_err() {
-                return;
-            }
+        for change in changes {
+            // First the change, then what is known of the process's Python.
+            let mut python = Vec::new();
+            looks.on_change(&change, &mut python);
+            found.push(Finding::Change(change));
+            found.append(&mut python);
         }
+        looks.tick(Instant::now(), &mut found);
     }
 }

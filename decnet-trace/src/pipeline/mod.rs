@@ -26,7 +26,9 @@ use crate::{
     export::{ExportConfig, Exporters},
     ingest::Ingest,
     policy::{Policy, PolicyConfig},
-    profile, symbolize,
+    profile,
+    python::PythonResolver,
+    symbolize,
     telemetry::Counters,
 };
 
@@ -80,7 +82,7 @@ impl Pipeline {
         let mut bpf = Bpf::load(&config.load)?;
         let exporters = Exporters::start(config.export, Arc::clone(&counters))?;
         let (symbolizer, symbolizing) =
-            symbolize::spawn(symbolize::Limits::default(), Box::new(symbolize::NoPython))
+            symbolize::spawn(symbolize::Limits::default(), Box::new(PythonResolver::new()))
                 .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
         let ingest = Ingest::new(bpf.take_rings())?;
         let mut worker = worker::Worker::new(worker::Parts {
@@ -96,9 +98,11 @@ impl Pipeline {
             bpf,
         })?;
         // Targets first: from the moment a hook is attached, it knows whom it is for.
-        worker.apply(first);
+        for change in &first {
+            worker.apply(change);
+        }
         worker.attach()?;
-        worker.discover(discovery)?;
+        worker.discover(discovery, first)?;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         let worker = thread::Builder::new()

@@ -13,6 +13,7 @@ use std::{
 
 use decnet_trace_common::{
     counter::Counter,
+    python::ABSENT,
     target::{Target, flags},
 };
 use tracing::{debug, info, warn};
@@ -20,7 +21,7 @@ use tracing::{debug, info, warn};
 use super::{
     FLUSH_MAX,
     clock::{monotonic, offset},
-    discovery::DiscoveryThread,
+    discovery::{DiscoveryThread, Finding},
     outcome::{Outcome, Requests},
     processes::Processes,
 };
@@ -31,13 +32,14 @@ use crate::{
         exchange::{Exchange, Role},
     },
     decode::{Event, decode},
-    discover::{Change, Discovery, UntraceReason},
+    discover::{Change, Discovery},
     error::{Error, Result},
     export::Exporters,
     govern::cost::CostMeter,
     ingest::Ingest,
     policy::{ClockOffset, Policy},
     profile::{self, aggregate::Aggregator, collect::collect},
+    python::PyProcess,
     span::{Resource, Span},
     symbolize,
     telemetry::{Counters, report::Report, usage::SelfUsage},
@@ -54,6 +56,9 @@ const SLOW: Duration = Duration::from_secs(1);
 
 /// How long naming the last stacks may take at the end.
 const SYMBOLIZE_MAX: Duration = Duration::from_secs(10);
+
+/// Replace an entry, but don't make one (Linux, include/uapi/linux/bpf.h).
+const BPF_EXIST: u64 = 2;
 
 /// What a worker is made of.
 pub(super) struct Parts {
@@ -169,8 +174,8 @@ impl Worker {
     }
 
     /// Starts to look for targets.
-    pub(super) fn discover(&mut self, discovery: Discovery) -> Result<()> {
-        self.discovery = Some(DiscoveryThread::start(discovery)?);
+    pub(super) fn discover(&mut self, discovery: Discovery, first: Vec<Change>) -> Result<()> {
+        self.discovery = Some(DiscoveryThread::start(discovery, first)?);
         Ok(())
     }
 
@@ -184,12 +189,7 @@ impl Worker {
             let handled = self.round(now);
             self.decoder.tick(now);
             round = if handled > 0 { ROUND } else { IDLE_ROUND };
-            let changes: Vec<_> = self
-                .discovery
-                .iter()
-                .flat_map(DiscoveryThread::changes)
-                .collect();
-            self.apply(changes);
+            self.follow();
             self.forward(now, false);
             if Instant::now() >= slow {
                 slow = Instant::now() + SLOW;
@@ -210,36 +210,77 @@ impl Worker {
         ingest.round(horizon, |bytes| decoder.record(bytes, discovery.as_ref()))
     }
 
-    /// Does what discovery says.
-    pub(super) fn apply(&mut self, changes: Vec<Change>) {
-        for change in changes {
-            match change {
-                Change::Trace(process) => {
-                    let target = Target {
-                        flags: self.purposes,
-                        ..Target::default()
-                    };
-                    let tgid = process.resource.tgid;
-                    if let Err(error) = self.bpf.targets.insert(tgid, target, 0) {
-                        warn!("cannot trace process {tgid}: {error}");
-                        continue;
-                    }
-                    info!("tracing {} (pid {tgid})", process.resource.service_name);
-                    self.processes.add(Arc::clone(&process.resource));
-                }
-                Change::Untrace(tgid, reason) => {
-                    // The kernel side has removed one that ended by itself.
-                    let _ = self.bpf.targets.remove(&tgid);
-                    if self.processes.resource(tgid).is_some() {
-                        debug!("no longer tracing pid {tgid}: {reason:?}");
-                    }
-                    if reason != UntraceReason::Executed || self.processes.resource(tgid).is_some()
-                    {
-                        self.processes.end(tgid, monotonic());
-                    }
+    /// Does what the discovery thread found out.
+    fn follow(&mut self) {
+        let findings: Vec<_> = self
+            .discovery
+            .iter()
+            .flat_map(DiscoveryThread::findings)
+            .collect();
+        for finding in findings {
+            match finding {
+                Finding::Change(change) => self.apply(&change),
+                Finding::Python(process) => self.arm(&process),
+                Finding::Unsupported(tgid, why) => {
+                    warn!("no Python frames of pid {tgid}: {why}");
                 }
             }
         }
+    }
+
+    /// Traces a process, or no longer.
+    pub(super) fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Trace(process) => {
+                let target = Target {
+                    flags: self.purposes,
+                    ..Target::default()
+                };
+                let tgid = process.resource.tgid;
+                if let Err(error) = self.bpf.targets.insert(tgid, target, 0) {
+                    warn!("cannot trace process {tgid}: {error}");
+                    return;
+                }
+                info!("tracing {} (pid {tgid})", process.resource.service_name);
+                self.processes.add(Arc::clone(&process.resource));
+            }
+            Change::Untrace(tgid, reason) => {
+                // The kernel side has removed one that ended by itself.
+                let _ = self.bpf.targets.remove(tgid);
+                if self.processes.resource(*tgid).is_some() {
+                    debug!("no longer tracing pid {tgid}: {reason:?}");
+                    self.processes.end(*tgid, monotonic());
+                }
+            }
+        }
+    }
+
+    /// Lets the kernel side read a process's Python frames and contexts.
+    fn arm(&mut self, process: &PyProcess) {
+        // It may have ended, and its target with it.
+        let Ok(mut target) = self.bpf.targets.get(&process.pid, 0) else {
+            return;
+        };
+        let layout = &process.kernel;
+        let index = match self.bpf.add_layout(layout) {
+            Ok(index) => index,
+            Err(error) => {
+                warn!("no Python frames of pid {}: {error}", process.pid);
+                return;
+            }
+        };
+        target.python = index + 1;
+        target.thread_state = process.thread_state;
+        target.context = u32::from(layout.context);
+        target.thread_block = match layout.thread_block {
+            ABSENT => 0,
+            offset => u32::from(offset),
+        };
+        if let Err(error) = self.bpf.targets.insert(process.pid, target, BPF_EXIST) {
+            debug!("pid {} ended before it was armed: {error}", process.pid);
+            return;
+        }
+        info!("reading CPython {} (pid {})", process.version, process.pid);
     }
 
     /// Turns finished exchanges into spans and hands them to the sinks.
@@ -371,12 +412,7 @@ impl Worker {
         self.decoder
             .correlator
             .finish(now, &mut self.decoder.exchanges);
-        let changes: Vec<_> = self
-            .discovery
-            .iter()
-            .flat_map(DiscoveryThread::changes)
-            .collect();
-        self.apply(changes);
+        self.follow();
         self.forward(now, true);
         self.notice_losses()?;
         let duration = self.started.elapsed();
