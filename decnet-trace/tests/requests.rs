@@ -64,12 +64,21 @@ fn traced(service: &Service, args: &[&str]) -> (Vec<Truth>, Seen) {
 fn compare(truth: &[Truth], seen: &Seen) {
     assert_eq!(truth.len(), REQUESTS);
     assert!(truth.iter().all(|request| request.complete));
-    let lost: Vec<_> = ["lost_ring_full", "lost_no_ring", "exchanges_lost", "connections_lost"]
-        .into_iter()
-        .filter(|name| seen.counter(name) > 0)
-        .collect();
+    let lost: Vec<_> = [
+        "lost_ring_full",
+        "lost_no_ring",
+        "exchanges_lost",
+        "connections_lost",
+    ]
+    .into_iter()
+    .filter(|name| seen.counter(name) > 0)
+    .collect();
     assert!(lost.is_empty(), "lost: {lost:?}\n{}", seen.output);
-    let servers: Vec<_> = seen.spans.iter().filter(|span| span.kind == SERVER).collect();
+    let servers: Vec<_> = seen
+        .spans
+        .iter()
+        .filter(|span| span.kind == SERVER)
+        .collect();
     assert_eq!(servers.len(), REQUESTS, "{}", seen.output);
 
     let mut by_port: HashMap<u64, Vec<&Span>> = HashMap::new();
@@ -93,7 +102,10 @@ fn compare(truth: &[Truth], seen: &Seen) {
     }
     // A client stops its clock when it reads the last byte, the service when its write returns: on a
     // saturated machine the one may overtake the other.
-    assert!(longer * 100 < REQUESTS, "{longer} spans are longer than their client's time");
+    assert!(
+        longer * 100 < REQUESTS,
+        "{longer} spans are longer than their client's time"
+    );
 }
 
 /// Checks one span; whether it is longer than the client's own time.

@@ -255,6 +255,7 @@ fn gather(
     let mut left = moved;
     let mut taken: u64 = 0;
     let mut last = (0, 0);
+    let mut before = (0, 0);
     for i in 0..IOVEC_MAX as u64 {
         if i >= iovecs || left == 0 {
             break;
@@ -266,6 +267,7 @@ fn gather(
         if len == 0 {
             continue;
         }
+        before = last;
         last = (base, len);
         left -= len;
         if taken < PAYLOAD_MAX as u64 {
@@ -286,25 +288,13 @@ fn gather(
     if left > 0 {
         count(Counter::IovecsCut);
     } else {
-        let (base, len) = last;
-        if len >= 8 {
-            let Some(tail) = read::user(base + len - 8) else {
-                return false;
-            };
-            op.tail = tail;
-            op.tail_len = 8;
-        } else if taken == moved && taken >= 8 {
-            let from = mask::<0xfff>(taken - 8) as usize;
-            // SAFETY: `from` is below the payload's limit, and eight bytes more are within its room.
-            op.tail = unsafe {
-                scratch
-                    .payload
-                    .as_ptr()
-                    .add(from)
-                    .cast::<[u8; 8]>()
-                    .read_unaligned()
-            };
-            op.tail_len = 8;
+        match tail(last, before) {
+            Some(bytes) => {
+                op.tail = bytes;
+                op.tail_len = 8;
+            }
+            // Shorter than eight bytes in all, or in crumbs.
+            None => op.tail_len = 0,
         }
     }
     // SAFETY: the payload's room is larger than eight bytes.
@@ -320,6 +310,27 @@ fn gather(
         }
     }
     true
+}
+
+/// The last eight bytes of several pieces, given the last piece and the one before it; `None` where they
+/// are spread wider.
+#[inline(always)]
+fn tail((base, len): (u64, u64), (before, before_len): (u64, u64)) -> Option<[u8; 8]> {
+    if len >= 8 {
+        return read::user(base + len - 8);
+    }
+    if before_len < 8 {
+        return None;
+    }
+    let head: [u8; 8] = read::user(before + before_len - 8)?;
+    let mut end = [0u8; 8];
+    let len = mask::<7>(len);
+    if !read::user_bytes(end.as_mut_ptr(), len as u32, base) {
+        return None;
+    }
+    // Little-endian: later bytes stand higher in the word.
+    let word = u64::from_le_bytes(head) >> (len * 8) | u64::from_le_bytes(end) << ((8 - len) * 8);
+    Some(word.to_le_bytes())
 }
 
 /// Whether the bytes may begin a head, or continue one: then they are worth their copy. Remembers

@@ -302,7 +302,20 @@ impl Bpf {
         Ok(index)
     }
 
-    /// The kernel side's counters, summed over the CPUs.
+    /// One of the kernel side's counters, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the read.
+    pub fn count(&self, counter: Counter) -> Result<u64> {
+        let values = self
+            .counts
+            .get(&(counter as u32), 0)
+            .map_err(|error| refused("read the kernel side's counters", &error))?;
+        Ok(values.iter().sum())
+    }
+
+    /// All of the kernel side's counters, summed over the CPUs.
     ///
     /// # Errors
     ///
@@ -310,13 +323,7 @@ impl Bpf {
     pub fn counts(&self) -> Result<Vec<(Counter, u64)>> {
         Counter::ALL
             .iter()
-            .map(|&counter| {
-                let values = self
-                    .counts
-                    .get(&(counter as u32), 0)
-                    .map_err(|error| refused("read the kernel side's counters", &error))?;
-                Ok((counter, values.iter().sum()))
-            })
+            .map(|&counter| Ok((counter, self.count(counter)?)))
             .collect()
     }
 

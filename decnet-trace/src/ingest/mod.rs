@@ -65,9 +65,8 @@ impl Ingest {
         unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), &raw mut event, 1, millis) };
     }
 
-    /// Takes what the rings hold, and hands on, in the order of time, the records of before `horizon`
-    /// (nanoseconds of `CLOCK_MONOTONIC`, read before the call). Returns how many those were.
-    pub fn round(&mut self, horizon: u64, mut each: impl FnMut(&[u8])) -> usize {
+    /// Takes what the rings hold.
+    pub fn take(&mut self) {
         for ring in &mut self.rings {
             while let Some(item) = ring.next() {
                 let start = self.bytes.len();
@@ -80,6 +79,11 @@ impl Ingest {
                 self.bytes.extend_from_slice(&item);
             }
         }
+    }
+
+    /// Hands on what was taken, in the order of time, as far as it is of before `horizon`: nanoseconds
+    /// of `CLOCK_MONOTONIC`, read before the records were taken. Returns how many those were.
+    pub fn hand_on(&mut self, horizon: u64, mut each: impl FnMut(&[u8])) -> usize {
         // A merge sort: it finds the rings' runs, which are sorted already.
         self.order.sort_by_key(|place| place.ts);
         let due = self.order.partition_point(|place| place.ts < horizon);

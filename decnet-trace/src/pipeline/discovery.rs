@@ -157,7 +157,9 @@ impl Looks {
         match self.inspector.inspect(pid) {
             Inspection::Python(process) => out.push(Finding::Python(process)),
             Inspection::Starting(why) => match retry_after(attempt) {
-                Some(delay) => self.waiting.push((Instant::now() + delay, pid, attempt + 1)),
+                Some(delay) => self
+                    .waiting
+                    .push((Instant::now() + delay, pid, attempt + 1)),
                 None => out.push(Finding::Unsupported(
                     pid,
                     format!("its interpreter never came up: {why}"),

@@ -2,7 +2,6 @@
 //!
 //! Every verb runs this one pipeline; they differ in what is recorded and where it goes.
 
-mod clock;
 mod discovery;
 mod outcome;
 mod processes;
@@ -81,9 +80,11 @@ impl Pipeline {
         }
         let mut bpf = Bpf::load(&config.load)?;
         let exporters = Exporters::start(config.export, Arc::clone(&counters))?;
-        let (symbolizer, symbolizing) =
-            symbolize::spawn(symbolize::Limits::default(), Box::new(PythonResolver::new()))
-                .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
+        let (symbolizer, symbolizing) = symbolize::spawn(
+            symbolize::Limits::default(),
+            Box::new(PythonResolver::new()),
+        )
+        .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
         let ingest = Ingest::new(bpf.take_rings())?;
         let mut worker = worker::Worker::new(worker::Parts {
             ingest,

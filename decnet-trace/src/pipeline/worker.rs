@@ -20,7 +20,6 @@ use tracing::{debug, info, warn};
 
 use super::{
     FLUSH_MAX,
-    clock::{monotonic, offset},
     discovery::{DiscoveryThread, Finding},
     outcome::{Outcome, Requests},
     processes::Processes,
@@ -42,7 +41,12 @@ use crate::{
     python::PyProcess,
     span::{Resource, Span},
     symbolize,
-    telemetry::{Counters, report::Report, usage::SelfUsage},
+    telemetry::{
+        Counters,
+        clock::{self, unix_offset},
+        report::Report,
+        usage::SelfUsage,
+    },
 };
 
 /// How long the rings are left alone between two rounds, while something happens.
@@ -127,7 +131,7 @@ impl Worker {
         let purposes =
             if requests { flags::SOCKETS } else { 0 } | if sampling { flags::SAMPLES } else { 0 };
         let now = Instant::now();
-        let clock = offset();
+        let clock = unix_offset();
         Ok(Self {
             decoder: Decoder {
                 correlator: Correlator::new(crate::correlate::Limits::default()),
@@ -186,7 +190,7 @@ impl Worker {
         while !stop.load(Ordering::Relaxed) {
             self.ingest.wait(round);
             let now = monotonic();
-            let handled = self.round(now);
+            let handled = self.round(now)?;
             self.decoder.tick(now);
             round = if handled > 0 { ROUND } else { IDLE_ROUND };
             self.follow();
@@ -200,14 +204,17 @@ impl Worker {
     }
 
     /// One round through the rings for records of before `horizon`; how many there were.
-    fn round(&mut self, horizon: u64) -> usize {
+    fn round(&mut self, horizon: u64) -> Result<usize> {
+        self.ingest.take();
+        // Between taking records and looking at them: a loss is noticed before what follows it is paired.
+        self.notice_losses()?;
         let Self {
             ingest,
             decoder,
             discovery,
             ..
         } = self;
-        ingest.round(horizon, |bytes| decoder.record(bytes, discovery.as_ref()))
+        Ok(ingest.hand_on(horizon, |bytes| decoder.record(bytes, discovery.as_ref())))
     }
 
     /// Does what the discovery thread found out.
@@ -319,10 +326,9 @@ impl Worker {
 
     /// What is done about once a second.
     fn slow(&mut self, now: u64) -> Result<()> {
-        self.clock = offset();
+        self.clock = unix_offset();
         self.processes.sweep(now);
         self.close_quiet(now);
-        self.notice_losses()?;
         let served = self.requests.served;
         self.meter.tick(Instant::now(), &self.bpf, served)?;
         if self.report.as_ref().is_some_and(Report::is_due) {
@@ -355,13 +361,7 @@ impl Worker {
 
     /// Where records were lost, what is half-seen must not be paired wrongly.
     fn notice_losses(&mut self) -> Result<()> {
-        let lost: u64 = self
-            .bpf
-            .counts()?
-            .into_iter()
-            .filter(|(counter, _)| matches!(counter, Counter::RingFull | Counter::NoRing))
-            .map(|(_, value)| value)
-            .sum();
+        let lost = self.bpf.count(Counter::RingFull)? + self.bpf.count(Counter::NoRing)?;
         if lost > self.ring_lost {
             warn!(
                 "{} records were lost because a ring was full; requests under way are dropped",
@@ -408,13 +408,12 @@ impl Worker {
         self.bpf.detach();
         let now = monotonic();
         // Nothing comes after these: all of them are due.
-        self.round(u64::MAX);
+        self.round(u64::MAX)?;
         self.decoder
             .correlator
             .finish(now, &mut self.decoder.exchanges);
         self.follow();
         self.forward(now, true);
-        self.notice_losses()?;
         let duration = self.started.elapsed();
         let profile = self.decoder.profile.as_mut().map(|aggregator| {
             let dropped = aggregator.dropped();
@@ -507,4 +506,9 @@ fn nameless(tgid: u32) -> Arc<Resource> {
             crate::span::Value::Str("unknown_service".into()),
         )],
     })
+}
+
+/// Now, as the kernel side stamps its records.
+fn monotonic() -> u64 {
+    clock::read(libc::CLOCK_MONOTONIC)
 }

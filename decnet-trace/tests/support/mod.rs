@@ -28,7 +28,12 @@ pub fn can_run() -> bool {
         .unwrap();
     if !doctor.status.success() {
         let why = String::from_utf8_lossy(&doctor.stderr);
-        println!("SKIPPED: {}", why.lines().last().unwrap_or("this machine cannot run the agent"));
+        println!(
+            "SKIPPED: {}",
+            why.lines()
+                .last()
+                .unwrap_or("this machine cannot run the agent")
+        );
         return false;
     }
     true
@@ -162,7 +167,12 @@ pub fn spans(path: &Path) -> Vec<Span> {
             .as_array()
             .unwrap()
             .iter()
-            .map(|pair| (pair["key"].as_str().unwrap().to_owned(), pair["value"].clone()))
+            .map(|pair| {
+                (
+                    pair["key"].as_str().unwrap().to_owned(),
+                    pair["value"].clone(),
+                )
+            })
             .collect()
     };
     let mut all = Vec::new();
