@@ -298,7 +298,7 @@ mod tests {
             found: &mut Vec<Option<PythonLocation>>,
         ) {
             found.extend(frames.iter().map(|frame| {
-                (frame.code != 0).then(|| PythonLocation {
+                (frame.code != 666).then(|| PythonLocation {
                     name: format!("f{}", frame.code).into(),
                     file: format!("{tgid}.py").into(),
                     line: u32::try_from(frame.instr).unwrap_or(0),
@@ -484,7 +484,7 @@ mod tests {
         assert_eq!(aggregator.dropped().without_gil, 1);
         let held = Raw {
             flags: sample_flags::GIL,
-            ..python(1, &[(2, 1), (0, 1)])
+            ..python(1, &[(2, 1), (0, 1), (666, 1), (0, 1)])
         };
         feed(&mut aggregator, &held);
         let cut = Raw {

@@ -1,14 +1,15 @@
 //! One stack out of the frames of a sample.
 //!
 //! Python and native frames are walked independently of each other. On the native stack the
-//! interpreter shows as runs of its own functions (`_PyEval_EvalFrameDefault`, `_PyEval_Vector`, …);
-//! each run stands for the Python frames that it was executing, and is replaced by them.
+//! interpreter shows as its own functions: evaluation loops (`_PyEval_EvalFrameDefault`), and what
+//! calls them. Each loop stands for the Python frames that it was running, and is replaced by them.
 //!
-//! Which Python frames belong to which run is certain in two cases: where there is one run, and where
-//! the native stack shows as many evaluation loops as there are Python frames (up to CPython 3.10
-//! each Python call has a loop of its own; from 3.11 a loop also runs what it calls). Otherwise the
-//! order of calls would be a guess, so none is made: the Python frames stay together, and of the
-//! native frames only those outside them remain, which are certain again.
+//! Which those are is certain where the Python stack says where each loop began, and has as many loops
+//! as the native one: from CPython 3.12 on the interpreter keeps a frame of its own there; up to 3.10
+//! each Python frame has its loop. Otherwise (3.11, or a stack that was cut) the order of calls would
+//! be a guess, so none is made: the Python frames stay together, the native frames between the
+//! outermost and the innermost loop are left out, and those outside them stand where they certainly
+//! are.
 
 use std::sync::Arc;
 
@@ -23,81 +24,93 @@ pub struct NativeFrame {
     pub role: Role,
 }
 
+/// The Python frames of a sample, outermost first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PythonStack {
+    /// The frames.
+    pub frames: Vec<Arc<Frame>>,
+    /// Where in them each evaluation loop begins; empty where the interpreter does not say.
+    pub loops: Vec<usize>,
+    /// Whether outer frames are missing.
+    pub cut: bool,
+}
+
+impl PythonStack {
+    /// The frames that each of so many loops was running; `None` where that is not certain.
+    fn parts(&self, loops: usize) -> Option<Vec<&[Arc<Frame>]>> {
+        if self.cut {
+            return None;
+        }
+        if self.loops.is_empty() {
+            let one_each = self.frames.len() == loops;
+            return one_each.then(|| self.frames.chunks(1).collect());
+        }
+        if self.loops.len() != loops || self.loops[0] != 0 {
+            return None;
+        }
+        let ends = self.loops[1..].iter().copied().chain([self.frames.len()]);
+        self.loops
+            .iter()
+            .zip(ends)
+            .map(|(&start, end)| self.frames.get(start..end))
+            .collect()
+    }
+}
+
 /// Merges the frames of a sample, all outermost first, into one stack, outermost first.
 pub fn merge(
     native: &[NativeFrame],
-    python: &[Arc<Frame>],
+    python: &PythonStack,
     kernel: &[Arc<Frame>],
 ) -> Vec<Arc<Frame>> {
-    let mut stack = Vec::with_capacity(native.len() + python.len() + kernel.len());
+    let mut stack = Vec::with_capacity(native.len() + python.frames.len() + kernel.len());
     merge_user(native, python, &mut stack);
     stack.extend_from_slice(kernel);
     stack
 }
 
-fn merge_user(native: &[NativeFrame], python: &[Arc<Frame>], stack: &mut Vec<Arc<Frame>>) {
-    if python.is_empty() {
+fn merge_user(native: &[NativeFrame], python: &PythonStack, stack: &mut Vec<Arc<Frame>>) {
+    if python.frames.is_empty() {
         // Nothing to put in the interpreter's place.
         stack.extend(native.iter().map(|frame| frame.frame.clone()));
         return;
     }
-    let is_part = |frame: &NativeFrame| matches!(frame.role, Role::Evaluation | Role::Interpreter);
-    let loops = |run: &[NativeFrame]| {
-        run.iter()
-            .filter(|frame| frame.role == Role::Evaluation)
-            .count()
-    };
-    let runs = || {
-        native
-            .chunk_by(|a, b| is_part(a) == is_part(b))
-            .filter(|run| loops(run) > 0)
-    };
-    let one_loop_each = loops(native) == python.len();
-    if runs().count() <= 1 || one_loop_each {
-        let mut rest = python;
-        let mut seen_loop = runs().next().is_none();
-        if seen_loop {
-            // The native stack does not reach the interpreter: it is what Python called.
-            stack.append(&mut rest.to_vec());
-        }
-        for run in native.chunk_by(|a, b| is_part(a) == is_part(b)) {
-            if !is_part(&run[0]) {
-                extend_others(run, seen_loop, stack);
-                continue;
-            }
-            let count = if one_loop_each {
-                loops(run)
-            } else if loops(run) > 0 {
-                rest.len()
+    let is_loop = |frame: &NativeFrame| frame.role == Role::Evaluation;
+    let outermost = native.iter().position(is_loop).unwrap_or(0);
+    let (outside, inside) = native.split_at(outermost);
+    // What starts a program or a thread tells nothing outside Python, and splits the main thread from
+    // the others.
+    stack.extend(
+        others(outside)
+            .filter(|frame| frame.role != Role::Startup)
+            .map(own),
+    );
+    if let Some(parts) = python.parts(inside.iter().filter(|frame| is_loop(frame)).count()) {
+        let mut parts = parts.into_iter();
+        for frame in inside {
+            if is_loop(frame) {
+                stack.extend_from_slice(parts.next().unwrap_or_default());
             } else {
-                0
-            };
-            let (here, later) = rest.split_at(count);
-            stack.extend_from_slice(here);
-            rest = later;
-            seen_loop |= count > 0;
+                stack.extend(others(std::slice::from_ref(frame)).map(own));
+            }
         }
         return;
     }
-    let first = native.iter().position(|f| f.role == Role::Evaluation);
-    let last = native.iter().rposition(|f| f.role == Role::Evaluation);
-    extend_others(&native[..first.unwrap_or(0)], false, stack);
-    stack.extend_from_slice(python);
-    extend_others(&native[last.map_or(0, |at| at + 1)..], true, stack);
+    stack.extend_from_slice(&python.frames);
+    // A native stack without a loop ended before it reached one: all of it is what Python called.
+    let innermost = inside.iter().rposition(is_loop).map_or(0, |at| at + 1);
+    stack.extend(others(&inside[innermost..]).map(own));
 }
 
-/// Appends the frames that are not the interpreter's; what starts a program or a thread tells
-/// nothing outside Python, and splits the main thread from the others.
-fn extend_others(run: &[NativeFrame], inside: bool, stack: &mut Vec<Arc<Frame>>) {
-    stack.extend(
-        run.iter()
-            .filter(|frame| match frame.role {
-                Role::Other => true,
-                Role::Startup => inside,
-                Role::Evaluation | Role::Interpreter => false,
-            })
-            .map(|frame| frame.frame.clone()),
-    );
+/// The frames that are not the interpreter's.
+fn others(frames: &[NativeFrame]) -> impl Iterator<Item = &NativeFrame> {
+    frames
+        .iter()
+        .filter(|frame| matches!(frame.role, Role::Other | Role::Startup))
+}
+
+fn own(frame: &NativeFrame) -> Arc<Frame> {
+    frame.frame.clone()
 }
 
 /// A frame that says that the outer frames of the stack are missing.
@@ -136,9 +149,21 @@ mod tests {
             .collect()
     }
 
+    /// `|` among the Python names: here a loop begins.
+    fn python_stack(names: &[&str]) -> PythonStack {
+        let mut stack = PythonStack::default();
+        for &name in names {
+            match name {
+                "|" => stack.loops.push(stack.frames.len()),
+                name => stack.frames.extend(python(&[name])),
+            }
+        }
+        stack
+    }
+
     fn merged(names: &[&str], python_names: &[&str]) -> Vec<String> {
         let kernel = [Arc::new(fixture::kernel("do_syscall_64"))];
-        merge(&native(names), &python(python_names), &kernel)
+        merge(&native(names), &python_stack(python_names), &kernel)
             .iter()
             .map(|frame| frame.name.to_string())
             .collect()
@@ -205,6 +230,52 @@ mod tests {
                 "do_syscall_64"
             ],
         );
+    }
+
+    /// Where the interpreter says where its loops begin, as from CPython 3.12 on, each loop is replaced
+    /// by what it ran, which may be nothing yet.
+    #[test]
+    fn marked_loops_interleave() {
+        assert_eq!(
+            merged(
+                &[
+                    "main",
+                    EVAL,
+                    "context_run",
+                    "task_step",
+                    EVAL,
+                    "list_sort",
+                    EVAL
+                ],
+                &["|", "<module>", "run", "|", "handler", "order", "|"],
+            ),
+            [
+                "<module>",
+                "run",
+                "context_run",
+                "task_step",
+                "handler",
+                "order",
+                "list_sort",
+                "do_syscall_64",
+            ],
+        );
+    }
+
+    /// Marks that are not as many as the native loops, or of a stack that was cut, prove nothing.
+    #[test]
+    fn marks_that_do_not_match_prove_nothing() {
+        let names = [EVAL, "list_sort", EVAL, "ext_leaf"];
+        let together = ["f", "g", "ext_leaf", "do_syscall_64"];
+        assert_eq!(merged(&names, &["|", "f", "|", "g", "|"]), together);
+        assert_eq!(merged(&names, &["f", "|", "g"]), together);
+        let cut = PythonStack {
+            cut: true,
+            ..python_stack(&["|", "f", "|", "g"])
+        };
+        let stack = merge(&native(&names), &cut, &[]);
+        let stack: Vec<&str> = stack.iter().map(|frame| &*frame.name).collect();
+        assert_eq!(stack, together[..3]);
     }
 
     /// Where it cannot be known which Python frames a loop ran, native frames between them are left
@@ -360,11 +431,11 @@ _PyObject_Free";
         );
     }
 
-    /// On a real stack of CPython 3.12, where two loops run eleven Python frames, what the innermost
-    /// called stands under it.
+    /// On a real stack of CPython 3.12, where two loops run eleven Python frames, the innermost
+    /// function's callees stand under it; with the loops marked, asyncio's own stand between.
     #[test]
-    fn a_real_stack_of_3_12_keeps_its_leaf() {
-        let python = [
+    fn a_real_stack_of_3_12_interleaves_where_marked() {
+        let outer = [
             "<module>",
             "run",
             "run",
@@ -372,13 +443,10 @@ _PyObject_Free";
             "run_forever",
             "_run_once",
             "_run",
-            "handler",
-            "inner",
-            "heavy",
-            "sub",
         ];
-        let mut expected: Vec<&str> = python.to_vec();
-        expected.extend([
+        let asyncio = ["context_run", "task_step", "task_step_impl"];
+        let inner = ["handler", "inner", "heavy", "sub"];
+        let leaf = [
             "_sre_SRE_Pattern_sub",
             "_sre_SRE_Pattern_sub_impl",
             "pattern_subx",
@@ -386,8 +454,17 @@ _PyObject_Free";
             "data_stack_dealloc",
             "_PyObject_Free",
             "_PyObject_Free",
-        ]);
-        assert_eq!(shown(CPYTHON_3_12, &python), expected);
+        ];
+        let unmarked = [&outer[..], &inner].concat();
+        assert_eq!(
+            shown(CPYTHON_3_12, &unmarked),
+            [&unmarked[..], &leaf].concat()
+        );
+        let marked = [&["|"], &outer[..], &["|"], &inner].concat();
+        assert_eq!(
+            shown(CPYTHON_3_12, &marked),
+            [&outer[..], &asyncio, &inner, &leaf].concat()
+        );
     }
 
     /// Each Python and kernel frame appears exactly once and in order, whatever the native stack is.
@@ -395,10 +472,12 @@ _PyObject_Free";
     fn no_python_frame_is_lost_or_doubled() {
         use proptest::prelude::*;
         let name = prop::sample::select(vec![EVAL, "cfunction_call", "ext_a", "main", "list_sort"]);
-        proptest!(|(names in prop::collection::vec(name, 0..12), depth in 0usize..8)| {
+        proptest!(|(names in prop::collection::vec(name, 0..12), depth in 0usize..8, loops in prop::collection::vec(0usize..8, 0..4))| {
             let own: Vec<String> = (0..depth).map(|at| format!("py{at}")).collect();
             let own: Vec<&str> = own.iter().map(String::as_str).collect();
-            let out = merged(&names, &own);
+            let stack = PythonStack { loops, ..python_stack(&own) };
+            let kernel = [Arc::new(fixture::kernel("do_syscall_64"))];
+            let out: Vec<String> = merge(&native(&names), &stack, &kernel).iter().map(|frame| frame.name.to_string()).collect();
             let left: Vec<&str> = out.iter().map(String::as_str).filter(|n| n.starts_with("py")).collect();
             prop_assert_eq!(left, own);
             prop_assert_eq!(out.last().map(String::as_str), Some("do_syscall_64"));

@@ -16,7 +16,10 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use decnet_trace_common::event::{PyFrame, sample_flags};
 use rustc_hash::FxHashMap;
 
-use crate::profile::{Frame, FrameKind, Process, Thread, merge};
+use crate::profile::{
+    Frame, FrameKind, Process, Thread,
+    merge::{self, PythonStack},
+};
 
 mod intern;
 mod maps;
@@ -55,7 +58,8 @@ pub struct RawStack {
     pub kernel: Box<[u64]>,
     /// User addresses of native frames.
     pub user: Box<[u64]>,
-    /// Python frames.
+    /// Python frames; those without a code object are the interpreter's own, where C called into
+    /// Python.
     pub python: Box<[PyFrame]>,
 }
 
@@ -202,7 +206,8 @@ pub fn spawn(
 struct Worker {
     native: native::Native,
     python: Box<dyn PythonFrames>,
-    /// Kept for its room.
+    /// These two are kept for their room.
+    asked: Vec<PyFrame>,
     found: Vec<Option<PythonLocation>>,
     interner: intern::Interner,
     processes: FxHashMap<ProcessId, Known>,
@@ -240,6 +245,7 @@ impl Worker {
         Self {
             native: native::Native::new(native_limits, stats.clone()),
             python,
+            asked: Vec::new(),
             found: Vec::new(),
             interner: intern::Interner::default(),
             processes: FxHashMap::default(),
@@ -274,9 +280,9 @@ impl Worker {
         let native = self
             .native
             .user(raw.process, raw.tgid, &raw.user, &mut self.interner);
-        let python = self.python_frames(raw);
+        let python = self.python_stack(raw);
         let mut frames = merge::merge(&native.frames, &python, &kernel);
-        if native.cut && python.is_empty() {
+        if native.cut && python.frames.is_empty() {
             let cut = self.interner.intern(merge::truncated(FrameKind::Native));
             frames.insert(0, cut);
         }
@@ -300,18 +306,31 @@ impl Worker {
         }
     }
 
-    fn python_frames(&mut self, raw: &RawStack) -> Vec<Arc<Frame>> {
-        let cut = sample_flags::PYTHON_TRUNCATED | sample_flags::PYTHON_BROKEN;
-        let mut frames = Vec::with_capacity(raw.python.len() + 1);
-        if raw.flags & cut != 0 && !raw.python.is_empty() {
-            frames.push(self.interner.intern(merge::truncated(FrameKind::Python)));
+    fn python_stack(&mut self, raw: &RawStack) -> PythonStack {
+        // Frames without code are the interpreter's own, where C called into Python.
+        self.asked.clear();
+        let code = raw.python.iter().filter(|frame| frame.code != 0);
+        self.asked.extend(code);
+        self.found.clear();
+        self.python.resolve(raw.tgid, &self.asked, &mut self.found);
+        self.found.resize(self.asked.len(), None);
+
+        let cut = raw.flags & (sample_flags::PYTHON_TRUNCATED | sample_flags::PYTHON_BROKEN) != 0;
+        let mut stack = PythonStack {
+            frames: Vec::with_capacity(self.asked.len() + 1),
+            loops: Vec::new(),
+            cut,
+        };
+        if cut && !self.asked.is_empty() {
+            let marker = merge::truncated(FrameKind::Python);
+            stack.frames.push(self.interner.intern(marker));
         }
-        let mut found = std::mem::take(&mut self.found);
-        found.clear();
-        self.python.resolve(raw.tgid, &raw.python, &mut found);
-        found.resize(raw.python.len(), None);
-        for location in found.drain(..).rev() {
-            let frame = match location {
+        for raw in raw.python.iter().rev() {
+            if raw.code == 0 {
+                stack.loops.push(stack.frames.len());
+                continue;
+            }
+            let frame = match self.found.pop().flatten() {
                 Some(location) => Frame {
                     kind: FrameKind::Python,
                     name: location.name,
@@ -324,10 +343,9 @@ impl Worker {
                     Frame::marker(FrameKind::Python, "[unknown]")
                 }
             };
-            frames.push(self.interner.intern(frame));
+            stack.frames.push(self.interner.intern(frame));
         }
-        self.found = found;
-        frames
+        stack
     }
 
     fn owner(&mut self, raw: &RawStack) -> (Arc<Process>, Option<Thread>) {
