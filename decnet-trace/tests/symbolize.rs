@@ -196,9 +196,10 @@ fn a_programs_functions_are_named() {
     assert_eq!(&*stack.thread.as_ref().unwrap().name, "plain");
 }
 
-/// An address in no mapping is unknown and counted; one in a file without symbols says where.
+/// An address in no mapping is unknown and counted; one in a file without symbols says where the
+/// function begins, so that all addresses of one function read the same.
 #[test]
-fn what_has_no_name_says_so() {
+fn what_has_no_name_says_where() {
     let folder = tempfile::tempdir().unwrap();
     let path = compile(folder.path(), "stripped", PLAIN, &["-s"]);
     let mut program = Program::start(&mut Command::new(&path));
@@ -206,14 +207,20 @@ fn what_has_no_name_says_so() {
     let mut symbols = Symbols::new(Limits::default());
     assert_eq!(symbols.name(program.id(), 0x10), "[unknown]");
     assert_eq!(symbols.count(Reason::Unmapped), 1);
-    let name = symbols.name(program.id(), addresses[0]);
+    let (alpha, beta) = (addresses[0], addresses[1]);
+    let name = symbols.name(program.id(), alpha);
     let offset = name
         .strip_prefix("[stripped+0x")
         .and_then(|rest| rest.strip_suffix(']'))
         .unwrap();
     let offset = u64::from_str_radix(offset, 16).unwrap();
-    assert_eq!(offset & 0xfff, addresses[0] & 0xfff, "{name}");
+    assert_eq!(offset & 0xfff, alpha & 0xfff, "{name}");
     assert_eq!(symbols.count(Reason::NoSymbol), 1);
+    for inside in [1, 3] {
+        assert_eq!(symbols.name(program.id(), alpha + inside), name);
+    }
+    let other = symbols.name(program.id(), beta + 1);
+    assert_eq!(other, format!("[stripped+{:#x}]", offset + beta - alpha));
 }
 
 /// A stack ends at an address in no mapping: what follows was never called from anywhere.
@@ -633,7 +640,7 @@ fn a_full_queue_refuses() {
                 flags: 0,
                 kernel: [].into(),
                 user: [].into(),
-                python: [PyFrame::default()].into(),
+                python: [PyFrame { code: 1, instr: 0 }].into(),
             }))
         })
         .count();

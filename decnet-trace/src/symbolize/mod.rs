@@ -21,6 +21,7 @@ use crate::profile::{
     merge::{self, PythonStack},
 };
 
+mod functions;
 mod intern;
 mod maps;
 mod module;

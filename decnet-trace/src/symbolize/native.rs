@@ -20,6 +20,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     ProcessId,
+    functions::Functions,
     intern::Interner,
     maps::{self, Backing, Mapping},
     module::{FileId, address_name, locate},
@@ -105,6 +106,7 @@ struct Module {
     open: Option<PathBuf>,
     unreadable: bool,
     label: Arc<str>,
+    functions: Functions,
     names: FxHashMap<u64, NativeFrame>,
     users: usize,
     used: u64,
@@ -250,6 +252,7 @@ impl Native {
             open: None,
             unreadable: false,
             label: path.clone(),
+            functions: Functions::default(),
             names: FxHashMap::default(),
             users: 0,
             used: 0,
@@ -266,6 +269,7 @@ impl Native {
                 close(&mut self.symbolizer, other.open.take());
             }
             if let Some(module) = self.modules.get_mut(&file) {
+                module.functions = Functions::read(&location);
                 module.open = Some(location);
             }
         }
@@ -306,7 +310,8 @@ impl Native {
             }
         }
         let role = role(name.as_deref(), &module.label);
-        let name = name.unwrap_or_else(|| address_name(&module.label, offset));
+        let name =
+            name.unwrap_or_else(|| address_name(&module.label, module.functions.start(offset)));
         let frame = NativeFrame {
             frame: interner.intern(native(name, module.label.clone())),
             role,
@@ -413,6 +418,7 @@ impl Native {
             for module in self.modules.values_mut() {
                 if module.used <= before && module.open.is_some() {
                     self.stats.add(Reason::Evicted);
+                    module.functions = Functions::default();
                     close(&mut self.symbolizer, module.open.take());
                 }
             }
