@@ -59,9 +59,7 @@ impl Agent {
             .env_remove("DECNET_OTEL_ENDPOINT");
         let mut process = Process::start(&mut command, &folder.path().join("log")).unwrap();
         process
-            .wait_for("the agent to attach", PATIENCE, |log| {
-                log.contains("attached:").then_some(())
-            })
+            .wait_for(PATIENCE, |log| log.contains("attached:").then_some(()))
             .unwrap();
         Self { process, folder }
     }
