@@ -60,6 +60,7 @@ pub fn run(duration: Duration, args: &[OsString]) -> Result<()> {
             .venv(&venv)
             .event_loop(event_loop)
             .http(http)
+            .env("OTEL_SERVICE_NAME", format!("{event_loop}-{http}"))
             .start()?;
         say(format!(
             "started uvicorn with {event_loop} and {http}: pid {}, http://{}",
