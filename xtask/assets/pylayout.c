@@ -294,6 +294,11 @@ static void coroutines(void)
     FIELD("coro_frame", PyCoroObject, cr_iframe);
     FIELD("coro_frame_state", PyCoroObject, cr_frame_state);
 #endif
+#if PY_VERSION_HEX >= 0x030a0000
+    /* Signed bytes; in all versions created < suspended < executing < finished. */
+    put("state_created", (unsigned char)FRAME_CREATED);
+    put("state_executing", (unsigned char)FRAME_EXECUTING);
+#endif
 #if PY_VERSION_HEX >= 0x030e0000
     FIELD("thread_asyncio_running_task", _PyThreadStateImpl, asyncio_running_task);
 #endif

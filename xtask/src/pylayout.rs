@@ -71,7 +71,7 @@ pub fn run(check: bool) -> Result<()> {
     if check {
         let known = fs::read_to_string(&path).with_context(|| format!("cannot read {TABLE}"))?;
         for minor in MINORS.filter(|minor| !layouts.contains_key(minor)) {
-            say(format!("SKIPPED 3.{minor}: no headers at hand"));
+            say(format!("SKIPPED: 3.{minor}: no headers at hand"));
         }
         for (minor, measured) in &layouts {
             let text = version_text(measured)?;
@@ -143,7 +143,7 @@ pub fn make_debian_tree() -> Result<PathBuf> {
     if tree.join("usr/bin/python3.15").exists() {
         return Ok(tree);
     }
-    say("unpacking Debian unstable's CPython 3.14 and 3.15 (some 400 MB)");
+    say("unpacking Debian unstable's CPython 3.14 and 3.15 (some 700 MB)");
     let making = tree.with_extension("making");
     if making.exists() {
         fs::remove_dir_all(&making)?;
@@ -153,7 +153,7 @@ pub fn make_debian_tree() -> Result<PathBuf> {
             .arg("--variant=minbase")
             .arg(
                 "--include=python3.14-minimal,python3.15-minimal,libpython3.14-stdlib,\
-                 libpython3.15-stdlib,libpython3.14-dev,libpython3.15-dev",
+                 libpython3.15-stdlib,libpython3.14-dev,libpython3.15-dev,python3.14-dbg,pypy3",
             )
             .arg("sid")
             .arg(&making),

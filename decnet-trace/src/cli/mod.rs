@@ -2,6 +2,7 @@
 
 mod completions;
 mod doctor;
+mod dump;
 mod ps;
 mod run;
 
@@ -31,6 +32,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(run::RunArgs),
+    Dump(dump::DumpArgs),
     Ps(ps::PsArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
@@ -46,6 +48,7 @@ impl Cli {
     pub fn run(self) -> Result<Exit> {
         match self.verb {
             Verb::Run(args) => run::run(args),
+            Verb::Dump(args) => dump::run(&args),
             Verb::Ps(args) => ps::run(&args),
             Verb::Doctor(args) => doctor::run(&args),
             Verb::Completions(args) => completions::completions(&args),

@@ -11,7 +11,7 @@ use super::{
     layout::Layout,
     memory::{self, Memory, ProcessMemory, ReadError},
     runtime::{self, ThreadState, WalkError},
-    thread_state::{self, Listed, Search},
+    thread_state::{self, Listed, Place, Search},
     version::Version,
 };
 
@@ -97,6 +97,8 @@ pub struct PyProcess {
     pub runtime: u64,
     /// The address of `_asyncio`'s own layout, `.AsyncioDebug` (3.14 on, once it is imported).
     pub asyncio: Option<u64>,
+    /// Where a thread's `PyThreadState*` is.
+    pub(super) place: Place,
     /// The whole layout.
     pub(super) layout: Layout,
     /// The address of `PyCode_Type`, where it is exported.
@@ -224,6 +226,7 @@ impl Inspector {
                 .and_then(|symbol| interpreter.elf.file_offset(symbol.value)),
             runtime: interpreter.runtime,
             asyncio: self.finder.asyncio_section(pid, interpreter),
+            place,
             layout,
             code_type,
         })

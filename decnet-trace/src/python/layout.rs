@@ -187,6 +187,10 @@ layout! {
     coro_code,
     /// `cr_frame_state` (3.11 on), a signed byte
     coro_frame_state,
+    /// `FRAME_CREATED` as a byte (3.10 on)
+    state_created,
+    /// `FRAME_EXECUTING` as a byte (3.10 on)
+    state_executing,
     /// `sizeof(_Py_DebugOffsets)` (3.13 on)
     own_size,
 }

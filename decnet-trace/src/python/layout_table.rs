@@ -192,6 +192,8 @@ pub(super) const CPYTHON_3_10: Layout = Layout {
     keys_size: 8,
     coro_frame: 16,
     coro_code: 24,
+    state_created: 254,
+    state_executing: 0,
     ..Layout::ABSENT
 };
 
@@ -263,6 +265,8 @@ pub(super) const CPYTHON_3_11: Layout = Layout {
     values_items: 0,
     coro_frame: 80,
     coro_frame_state: 75,
+    state_created: 254,
+    state_executing: 0,
     ..Layout::ABSENT
 };
 
@@ -335,6 +339,8 @@ pub(super) const CPYTHON_3_12: Layout = Layout {
     values_items: 0,
     coro_frame: 72,
     coro_frame_state: 67,
+    state_created: 254,
+    state_executing: 0,
     ..Layout::ABSENT
 };
 
@@ -406,6 +412,8 @@ pub(super) const CPYTHON_3_13: Layout = Layout {
     values_items: 8,
     coro_frame: 72,
     coro_frame_state: 67,
+    state_created: 253,
+    state_executing: 0,
     own_size: 584,
     ..Layout::ABSENT
 };
@@ -519,6 +527,8 @@ pub(super) const CPYTHON_3_14: Layout = Layout {
     values_items: 8,
     coro_frame: 72,
     coro_frame_state: 67,
+    state_created: 253,
+    state_executing: 0,
     thread_asyncio_running_task: 872,
     own_size: 760,
     ..Layout::ABSENT
@@ -637,6 +647,8 @@ pub(super) const CPYTHON_3_15: Layout = Layout {
     values_items: 8,
     coro_frame: 72,
     coro_frame_state: 67,
+    state_created: 0,
+    state_executing: 4,
     thread_asyncio_running_task: 1032,
     own_size: 888,
     ..Layout::ABSENT

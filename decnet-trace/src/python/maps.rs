@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -85,14 +86,21 @@ fn parse_line(line: &str) -> Option<MappedFile> {
 impl MappedFile {
     /// Opens the very file that is mapped, deleted or in another mount namespace though it may be.
     pub(super) fn open(&self, pid: u32) -> io::Result<File> {
-        let exact = format!("/proc/{pid}/map_files/{:x}-{:x}", self.start, self.end);
-        File::open(exact).or_else(|_| File::open(self.host_path(pid)))
+        File::open(self.host_path(pid))
     }
 
-    /// The path by which this process reaches the file through the traced process's root.
+    /// A path by which this process reaches the file: through the traced process's root, in its own
+    /// (where the traced process has only changed its root), or, where neither has it, through the
+    /// mapping itself, as long as that lasts.
     pub(super) fn host_path(&self, pid: u32) -> PathBuf {
         let path = self.path.strip_suffix(" (deleted)").unwrap_or(&self.path);
-        Path::new(&format!("/proc/{pid}/root")).join(path.trim_start_matches('/'))
+        let through_root =
+            Path::new(&format!("/proc/{pid}/root")).join(path.trim_start_matches('/'));
+        let (start, end) = (self.start, self.end);
+        [through_root, PathBuf::from(path)]
+            .into_iter()
+            .find(|path| fs::metadata(path).is_ok_and(|file| file.ino() == self.identity.1))
+            .unwrap_or_else(|| PathBuf::from(format!("/proc/{pid}/map_files/{start:x}-{end:x}")))
     }
 
     /// The file's name without its folder.
@@ -144,6 +152,7 @@ mod tests {
             .iter()
             .find(|file| Path::new(&file.path) == exe)
             .unwrap();
+        assert!(file.host_path(own).starts_with("/proc"));
         let mut magic = [0; 4];
         file.open(own).unwrap().read_exact(&mut magic).unwrap();
         assert_eq!(&magic, b"\x7fELF");

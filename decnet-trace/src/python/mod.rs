@@ -7,8 +7,10 @@
 //!
 //! docs/python-support.md says what is supported, and why not what is not.
 
+mod asyncio;
 mod check;
 mod code;
+mod containers;
 mod debug_offsets;
 mod elf;
 mod frames;
@@ -25,6 +27,7 @@ mod stack;
 mod thread_state;
 mod version;
 
+pub use asyncio::{Task, TaskState, tasks};
 pub use check::{Inspection, Inspector, PyProcess, Unsupported, retry_after};
 pub use debug_offsets::Refusal;
 pub use frames::{End, walk};

@@ -1,6 +1,7 @@
 //! What every thread of a process runs at this moment, read without stopping it.
 
 use decnet_trace_common::event::PyFrame;
+use rustc_hash::FxHashMap;
 
 use super::{
     check::PyProcess,
@@ -56,10 +57,13 @@ pub fn stacks(
     let memory = ProcessMemory::new(process.pid);
     let states = thread_states(process, &memory)?;
     let threads = memory::threads(process.pid)?;
+    let owners = owners(process, &memory, &states);
     let mut stacks: Vec<ThreadStack> = states
         .iter()
         .map(|state| {
-            let thread = thread_of(&memory, state, &threads);
+            let thread = owners
+                .get(&state.address)
+                .and_then(|pointer| thread_of(&memory, state, *pointer, &threads));
             let (raw, end, consistent) = read_stack(&memory, process, state.address);
             let mut frames = Vec::with_capacity(raw.len());
             resolver.resolve_stack(process.pid, &raw, &mut frames);
@@ -99,16 +103,48 @@ pub(super) fn thread_states(
     Err(error)
 }
 
+/// Which thread has each thread state, by its thread pointer.
+///
+/// A thread state names the thread that it was made for, but a sub-interpreter's may run on another:
+/// from 3.12 on that thread keeps a pointer to it. Until 3.11 it does not, and nothing tells.
+fn owners(
+    process: &PyProcess,
+    memory: &impl Memory,
+    states: &[ThreadState],
+) -> FxHashMap<u64, u64> {
+    let mut owners = FxHashMap::default();
+    let mut current = FxHashMap::default();
+    for state in states {
+        if runtime::is_thread_pointer(memory, state.thread_pointer)
+            && let Some(found) = process.place.read(memory, state.thread_pointer)
+        {
+            current.insert(state.thread_pointer, found);
+            owners.insert(found, state.thread_pointer);
+        }
+    }
+    for state in states {
+        let is_main = state.interpreter_id == 0;
+        if is_main
+            || current
+                .get(&state.thread_pointer)
+                .is_none_or(|found| *found == 0)
+        {
+            owners.entry(state.address).or_insert(state.thread_pointer);
+        }
+    }
+    owners
+}
+
 /// The thread that a thread state is for.
 fn thread_of<'a>(
     memory: &impl Memory,
     state: &ThreadState,
+    thread_pointer: u64,
     threads: &'a [Thread],
 ) -> Option<&'a Thread> {
     let find = |tid: u32| threads.iter().find(|thread| thread.own_tid == tid);
-    let tid = runtime::libc_tid(memory, state.thread_pointer, |tid| find(tid).is_some())
-        .or(state.native_id);
-    find(tid?)
+    let told = runtime::libc_tid(memory, thread_pointer, |tid| find(tid).is_some());
+    find(told.or(state.native_id)?)
 }
 
 fn holds_gil(process: &PyProcess, memory: &impl Memory, state: &ThreadState) -> bool {

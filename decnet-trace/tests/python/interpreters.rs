@@ -180,14 +180,14 @@ pub(crate) fn pyenv(series: &str) -> Option<Interpreter> {
     .filter(Interpreter::exists)
 }
 
-/// The CPython of that series in the tree of Debian unstable, where this process may chroot.
-fn debian(series: &str) -> Option<Interpreter> {
+/// That program of the tree of Debian unstable, where this process may chroot.
+pub(crate) fn debian(name: &str) -> Option<Interpreter> {
     // SAFETY: geteuid has no preconditions.
     if unsafe { libc::geteuid() } != 0 {
         return None;
     }
     let tree = xtask::pylayout::debian_tree().ok()?;
-    let program = PathBuf::from(format!("/usr/bin/python{series}"));
+    let program = PathBuf::from("/usr/bin").join(name);
     Some(Interpreter {
         program,
         root: Some(tree),
@@ -209,9 +209,9 @@ pub(crate) fn all() -> Vec<Interpreter> {
     let mut found: Vec<Interpreter> = Vec::new();
     for minor in MINORS {
         let series = format!("3.{minor}");
-        match pyenv(&series).or_else(|| debian(&series)) {
+        match pyenv(&series).or_else(|| debian(&format!("python{series}"))) {
             Some(interpreter) => found.push(interpreter),
-            None => eprintln!("SKIPPED CPython {series}: none at hand"),
+            None => eprintln!("SKIPPED: CPython {series}: none at hand"),
         }
     }
     found.extend(system());

@@ -1,28 +1,25 @@
 //! What is refused, with which reason.
 
-use std::{ffi::OsString, process::Command};
+use std::process::Command;
 
 use decnet_trace::python::{Inspection, Inspector, Unsupported};
 
 use super::interpreters;
 
-fn sleeping() -> [OsString; 2] {
-    [
-        "-c".into(),
-        "import time; print('null'); time.sleep(100)".into(),
-    ]
-}
+/// For Python 2 and 3.
+const PRINT_AND_SLEEP: &str =
+    "import sys, time; sys.stdout.write('null\\n'); sys.stdout.flush(); time.sleep(100)";
 
 /// CPythons older than 3.8 are refused by name.
 #[test]
 fn old_versions() {
     for series in ["2.7", "3.6", "3.7"] {
         let Some(interpreter) = interpreters::pyenv(series) else {
-            eprintln!("SKIPPED CPython {series}: none at hand");
+            eprintln!("SKIPPED: CPython {series}: none at hand");
             continue;
         };
-        let running = interpreter.start_with(&sleeping());
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        let mut running = interpreter.start_with(&["-c".into(), PRINT_AND_SLEEP.into()]);
+        assert!(running.json().is_null());
         match running.inspect() {
             Inspection::Unsupported(reason @ Unsupported::Version(_)) => {
                 let reason = reason.to_string();
@@ -54,4 +51,28 @@ fn no_python() {
         matches!(inspection, Inspection::Unreadable(_)),
         "{inspection:?}"
     );
+}
+
+/// Debug builds and PyPy are refused, each with its reason.
+#[test]
+fn other_builds() {
+    let cases = [
+        (
+            "python3.14-dbg",
+            "is a debug build, which is not supported (release builds are)",
+        ),
+        ("pypy3", "PyPy is not supported (CPython is)"),
+    ];
+    for (name, reason) in cases {
+        let Some(interpreter) = interpreters::debian(name) else {
+            eprintln!("SKIPPED: {name}: not at hand");
+            continue;
+        };
+        let mut running = interpreter.start_with(&["-c".into(), PRINT_AND_SLEEP.into()]);
+        assert!(running.json().is_null());
+        match running.inspect() {
+            Inspection::Unsupported(why) => assert!(why.to_string().ends_with(reason), "{why}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
 }

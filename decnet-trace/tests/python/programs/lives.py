@@ -1,0 +1,72 @@
+"""Forks, starts and ends threads, runs sub-interpreters, and makes code that dies. Prints what it is at."""
+import json
+import os
+import sys
+import threading
+import time
+
+
+def in_child():
+    print(json.dumps({"pid": os.getpid()}), flush=True)
+    time.sleep(100000)
+
+
+def fork():
+    threading.Thread(target=time.sleep, args=(100000,), daemon=True).start()
+    if os.fork() == 0:
+        in_child()
+    sys.stdin.read()
+
+
+def churn():
+    """Threads come and go all the time."""
+    def short():
+        time.sleep(0.0005)
+
+    print("null", flush=True)
+    while True:
+        threads = [threading.Thread(target=short) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+SUB = """
+import time
+def in_sub_interpreter():
+    time.sleep(100000)
+in_sub_interpreter()
+"""
+
+
+def sub():
+    try:
+        import _interpreters as interpreters
+    except ImportError:
+        try:
+            import _xxsubinterpreters as interpreters
+        except ImportError:
+            print("false", flush=True)
+            return
+    other = interpreters.create()
+    run = getattr(interpreters, "run_string", None) or interpreters.exec
+    threading.Thread(target=run, args=(other, SUB), daemon=True).start()
+    time.sleep(0.5)
+    print("true", flush=True)
+    sys.stdin.read()
+
+
+def reuse():
+    """Code objects die, and others take their addresses."""
+    print("null", flush=True)
+    scope = {"time": time}
+    number = 0
+    while True:
+        number += 1
+        name = "f%d" % number
+        exec(compile("\n" * (number % 50) + "def %s():\n    time.sleep(0.001)\n%s()" % (name, name), name, "exec"), scope)
+        del scope[name]
+
+
+{"fork": fork, "churn": churn, "sub": sub, "reuse": reuse}[sys.argv[1]]()
