@@ -77,3 +77,25 @@ pub struct Span {
     /// The process.
     pub resource: Arc<Resource>,
 }
+
+/// What is needed of a span to put others under it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpanRef {
+    /// The trace's id.
+    pub trace_id: [u8; 16],
+    /// The span's own id.
+    pub span_id: [u8; 8],
+    /// The W3C trace state.
+    pub trace_state: Box<str>,
+}
+
+impl Span {
+    /// What is needed to put others under it.
+    pub fn reference(&self) -> SpanRef {
+        SpanRef {
+            trace_id: self.trace_id,
+            span_id: self.span_id,
+            trace_state: self.trace_state.clone(),
+        }
+    }
+}

@@ -1,15 +1,16 @@
 //! Loads the eBPF object, chooses the hooks that this kernel can carry, and attaches them.
 
-use std::path::Path;
+use std::{num::NonZeroU32, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{
-        BtfTracePoint, PerfEvent, ProgramError, TracePoint,
+        BtfTracePoint, PerfEvent, ProgramError, TracePoint, UProbe,
         perf_event::{PerfEventConfig, PerfEventLink, PerfEventScope, SamplePolicy, SoftwareEvent},
         tp_btf::BtfTracePointLink,
         trace_point::TracePointLink,
+        uprobe::{UProbeAttachLocation, UProbeLink, UProbeScope},
     },
     util::online_cpus,
 };
@@ -26,7 +27,10 @@ use super::{
     offsets::{Resolved, resolve_offsets},
     tracefs::with_tracefs,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    python::LineageProbes,
+};
 
 /// Where the kernel shows its own BTF.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -97,7 +101,11 @@ enum Link {
     Typed(BtfTracePointLink),
     Syscall(TracePointLink),
     Sample(PerfEventLink),
+    Probe(UProbeLink),
 }
+
+/// Attachments to one process, which end when this is dropped.
+pub struct ProcessProbes(#[expect(dead_code, reason = "held for its drop alone")] Vec<Link>);
 
 /// What one program has cost since it was loaded, while run-time statistics were on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -248,6 +256,46 @@ impl Bpf {
             }
         }
         Ok(())
+    }
+
+    /// Watches the descent of contexts in one process, by probes at these offsets of its interpreter's
+    /// file.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; the process may be gone.
+    pub fn watch_lineage(
+        &mut self,
+        pid: u32,
+        interpreter: &Path,
+        probes: LineageProbes,
+    ) -> Result<ProcessProbes> {
+        let scope = NonZeroU32::new(pid)
+            .map(UProbeScope::OneProcess)
+            .ok_or_else(|| Error::failed("process 0 has no interpreter"))?;
+        let mut links = Vec::new();
+        // Ends first: a copy whose end is missed would pass its identity on.
+        for (name, offset) in [
+            ("py_context_ended", probes.ended),
+            ("py_context_copied", probes.copied),
+        ] {
+            let program = program::<UProbe>(&mut self.ebpf, name)?;
+            if program.fd().is_err() {
+                program
+                    .load()
+                    .map_err(|error| refused(&format!("load the probe {name}"), &error))?;
+            }
+            let link = program
+                .attach(
+                    UProbeAttachLocation::AbsoluteOffset(offset),
+                    interpreter,
+                    scope,
+                )
+                .and_then(|id| program.take_link(id))
+                .map_err(|error| refused(&format!("attach {name} to process {pid}"), &error))?;
+            links.push(Link::Probe(link));
+        }
+        Ok(ProcessProbes(links))
     }
 
     /// Detaches every hook; the maps stay until this is dropped.

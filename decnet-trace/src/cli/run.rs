@@ -146,6 +146,10 @@ pub(super) struct KernelArgs {
     #[arg(long, hide = true)]
     force_fallback: bool,
 
+    /// Never follow the descent of Python contexts: calls stay without parents.
+    #[arg(long, hide = true)]
+    no_lineage: bool,
+
     /// The size of each CPU's ring, in KiB: a power of two.
     #[arg(long, hide = true, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(4..=262_144))]
     ring_kib: u32,
@@ -184,6 +188,7 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
         overrides: Default::default(),
         load: args.kernel.options(args.rate)?,
         requests: true,
+        lineage: !args.kernel.no_lineage,
         policy: PolicyConfig::default(),
         export: ExportConfig {
             otlp: otlp(&args)?,

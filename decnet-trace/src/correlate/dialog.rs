@@ -112,6 +112,19 @@ impl Dialog {
         !self.open.is_empty()
     }
 
+    /// When the oldest request that the process serves here began, whole or in pieces.
+    pub(super) fn serving_since(&self, conn: &Connection) -> Option<u64> {
+        let in_pieces = match &self.read {
+            Side::Head(head) if conn.role != Some(Role::Client) => Some(head.stamp.ts),
+            _ => None,
+        };
+        let open = match conn.role {
+            Some(Role::Server) => self.open.front().map(|open| open.exchange.start),
+            _ => None,
+        };
+        open.or(in_pieces)
+    }
+
     /// Whether there is nothing to remember.
     pub(super) fn is_idle(&self) -> bool {
         self.open.is_empty()

@@ -3,10 +3,12 @@
 //!
 //! docs/http.md says what is supported, and how each end is known.
 
+pub mod attribution;
 mod connection;
 mod counters;
 mod dialog;
 pub mod exchange;
+pub mod identity;
 mod open;
 
 use std::{
@@ -84,6 +86,26 @@ impl Correlator {
     /// About how many bytes are held by heads that arrive in pieces, and by exchanges under way.
     pub const fn memory(&self) -> (usize, usize) {
         (self.heads_memory, self.open_memory)
+    }
+
+    /// Since when the oldest request that each process serves and has not ended is under way. Looks
+    /// through all connections: not for every event.
+    pub fn oldest_open(&self) -> FxHashMap<u32, u64> {
+        let mut oldest = FxHashMap::default();
+        for conn in self.connections.values() {
+            let Some(start) = conn
+                .dialog
+                .as_ref()
+                .and_then(|dialog| dialog.serving_since(conn))
+            else {
+                continue;
+            };
+            oldest
+                .entry(conn.tgid)
+                .and_modify(|known: &mut u64| *known = start.min(*known))
+                .or_insert(start);
+        }
+        oldest
     }
 
     /// Takes a read or a write.

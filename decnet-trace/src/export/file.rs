@@ -21,10 +21,10 @@ use crate::{
     telemetry::{Count, Counters},
 };
 
-/// The bounds of the file's queue; lines stay short enough to be read by eye and by `jq`.
+/// The bounds of the file's queue: some seconds of a machine's full speed, for disks that stall; lines stay short enough to be read by eye and by `jq`.
 pub const LIMITS: Limits = Limits {
-    spans: 16 * 1024,
-    bytes: 8 << 20,
+    spans: 32 * 1024,
+    bytes: 24 << 20,
     take_spans: 256,
     take_bytes: 512 << 10,
     delay: Duration::from_millis(500),

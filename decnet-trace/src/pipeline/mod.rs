@@ -2,6 +2,7 @@
 //!
 //! Every verb runs this one pipeline; they differ in what is recorded and where it goes.
 
+mod calls;
 mod discovery;
 mod outcome;
 mod processes;
@@ -45,6 +46,8 @@ pub struct Config {
     pub load: LoadOptions,
     /// Record requests.
     pub requests: bool,
+    /// Put calls under the requests that caused them.
+    pub lineage: bool,
     /// What becomes of a request on its way to a span.
     pub policy: PolicyConfig,
     /// Where spans go.
@@ -94,6 +97,7 @@ impl Pipeline {
             symbolizing,
             counters,
             requests: config.requests,
+            lineage: config.lineage,
             profile: config.profile,
             rate: config.load.rate,
             bpf,

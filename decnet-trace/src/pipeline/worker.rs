@@ -13,6 +13,7 @@ use std::{
 
 use decnet_trace_common::{
     counter::Counter,
+    event::{Header, flags as sock_flags},
     python::ABSENT,
     target::{Target, flags},
 };
@@ -20,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     FLUSH_MAX,
+    calls::Calls,
     discovery::{DiscoveryThread, Finding},
     outcome::{Outcome, Requests},
     processes::Processes,
@@ -29,6 +31,7 @@ use crate::{
     correlate::{
         Correlator,
         exchange::{Exchange, Role},
+        identity::Identities,
     },
     decode::{Event, decode},
     discover::{Change, Discovery},
@@ -36,7 +39,7 @@ use crate::{
     export::Exporters,
     govern::cost::CostMeter,
     ingest::Ingest,
-    policy::{ClockOffset, Policy},
+    policy::{ClockOffset, Link, Parent, Policy},
     profile::{self, aggregate::Aggregator, collect::collect},
     python::PyProcess,
     span::{Resource, Span},
@@ -74,6 +77,7 @@ pub(super) struct Parts {
     pub(super) symbolizing: thread::JoinHandle<()>,
     pub(super) counters: Arc<Counters>,
     pub(super) requests: bool,
+    pub(super) lineage: bool,
     pub(super) profile: Option<profile::aggregate::Options>,
     pub(super) rate: u32,
 }
@@ -91,6 +95,7 @@ pub(super) struct Worker {
     discovery: Option<DiscoveryThread>,
     processes: Processes,
     spans: Vec<Span>,
+    calls: Calls,
     requests: Requests,
     purposes: u32,
     rate: u32,
@@ -107,6 +112,7 @@ pub(super) struct Worker {
 /// The part of the state that each record goes through; apart from the rest so that the rings can be
 /// read meanwhile.
 struct Decoder {
+    identities: Identities,
     correlator: Correlator,
     profile: Option<Aggregator>,
     exchanges: Vec<Exchange>,
@@ -124,6 +130,7 @@ impl Worker {
             symbolizing,
             counters,
             requests,
+            lineage,
             profile,
             rate,
         } = parts;
@@ -134,6 +141,7 @@ impl Worker {
         let clock = unix_offset();
         Ok(Self {
             decoder: Decoder {
+                identities: Identities::default(),
                 correlator: Correlator::new(crate::correlate::Limits::default()),
                 profile: profile
                     .filter(|_| sampling)
@@ -151,6 +159,7 @@ impl Worker {
             discovery: None,
             processes: Processes::default(),
             spans: Vec::new(),
+            calls: Calls::new(lineage),
             requests: Requests::default(),
             purposes,
             rate,
@@ -252,6 +261,8 @@ impl Worker {
                 self.processes.add(Arc::clone(&process.resource));
             }
             Change::Untrace(tgid, reason) => {
+                self.calls.ended(*tgid);
+                self.decoder.identities.forget_process(*tgid);
                 // The kernel side has removed one that ended by itself.
                 let _ = self.bpf.targets.remove(tgid);
                 if self.processes.resource(*tgid).is_some() {
@@ -288,6 +299,7 @@ impl Worker {
             return;
         }
         info!("reading CPython {} (pid {})", process.version, process.pid);
+        self.calls.understood(process);
     }
 
     /// Turns finished exchanges into spans and hands them to the sinks.
@@ -295,32 +307,87 @@ impl Worker {
         let mut exchanges = std::mem::take(&mut self.decoder.exchanges);
         let waited = self.processes.ready(now, all);
         for exchange in exchanges.drain(..).chain(waited) {
-            match exchange.role {
-                Role::Server => self.requests.served += 1,
-                Role::Client => self.requests.made += 1,
-            }
-            let resource = match self.processes.resource(exchange.tgid) {
+            let tgid = exchange.tgid;
+            let resource = match self.processes.resource(tgid) {
                 Some(resource) => Arc::clone(resource),
-                None if all => nameless(exchange.tgid),
+                None if all => nameless(tgid),
                 None => {
-                    // Counted once it is forwarded.
-                    match exchange.role {
-                        Role::Server => self.requests.served -= 1,
-                        Role::Client => self.requests.made -= 1,
-                    }
-                    match self.processes.wait(now, exchange) {
-                        None => {}
-                        Some(_) => self.unknown_process += 1,
+                    if self.processes.wait(now, exchange).is_some() {
+                        self.unknown_process += 1;
                     }
                     continue;
                 }
             };
-            let span = self.policy.span(&exchange, &resource, self.clock, None);
-            self.spans.push(span);
+            match exchange.role {
+                Role::Server => {
+                    self.requests.served += 1;
+                    let span = self.policy.span(&exchange, &resource, self.clock, None);
+                    self.calls
+                        .served(&self.decoder.identities, &exchange, span.reference());
+                    self.spans.push(span);
+                }
+                Role::Client => {
+                    self.requests.made += 1;
+                    if self.calls.made(exchange) {
+                        self.watch_lineage(tgid);
+                    }
+                }
+            }
         }
         self.decoder.exchanges = exchanges;
+        self.link(now, all);
         if !self.spans.is_empty() {
             self.exporters.send(std::mem::take(&mut self.spans));
+        }
+    }
+
+    /// Puts calls under the requests that caused them, as far as that is known by now.
+    fn link(&mut self, now: u64, all: bool) {
+        let Self {
+            calls,
+            decoder,
+            policy,
+            processes,
+            spans,
+            clock,
+            ..
+        } = self;
+        calls.decide(
+            &decoder.identities,
+            if all { None } else { Some(&decoder.correlator) },
+            now,
+            |exchange, parent| {
+                let resource = match processes.resource(exchange.tgid) {
+                    Some(resource) => Arc::clone(resource),
+                    None => nameless(exchange.tgid),
+                };
+                let parent = parent.map(|span| Parent {
+                    span,
+                    link: Link::Exact,
+                });
+                spans.push(policy.span(&exchange, &resource, *clock, parent));
+            },
+        );
+    }
+
+    /// Watches the descent of a process's contexts: it makes calls, and they have no owner.
+    fn watch_lineage(&mut self, tgid: u32) {
+        let Some((interpreter, probes)) = self.calls.probes_of(tgid) else {
+            return;
+        };
+        let Ok(mut target) = self.bpf.targets.get(&tgid, 0) else {
+            return;
+        };
+        match self.bpf.watch_lineage(tgid, &interpreter, probes) {
+            Ok(attached) => {
+                target.flags |= flags::LINEAGE;
+                if self.bpf.targets.insert(tgid, target, BPF_EXIST).is_ok() {
+                    info!("following the contexts of pid {tgid}");
+                    self.calls.watched(tgid, attached);
+                    self.decoder.identities.arm(tgid, monotonic());
+                }
+            }
+            Err(error) => warn!("calls of pid {tgid} stay without parents: {error}"),
         }
     }
 
@@ -385,6 +452,10 @@ impl Worker {
         all.extend(self.counters.iter());
         all.push(("records_lost_undecoded", self.decoder.undecoded));
         all.push(("exchanges_lost_unknown_process", self.unknown_process));
+        all.extend(self.calls.counters());
+        let lost = self.decoder.identities.lost();
+        all.push(("identities_evicted", lost.identities));
+        all.push(("handovers_evicted", lost.items));
         all.push((
             "discovery_notices_overflowed",
             self.discovery.as_ref().map_or(0, DiscoveryThread::lost),
@@ -466,7 +537,13 @@ impl Decoder {
     /// Sends one record where it belongs.
     fn record(&mut self, bytes: &[u8], discovery: Option<&DiscoveryThread>) {
         match decode(bytes) {
-            Ok(Event::SockOp(op, payload)) => {
+            Ok(Event::SockOp(mut op, payload)) => {
+                let Header { tgid, tid, ts, .. } = op.header;
+                if op.flags & sock_flags::HEAD != 0 {
+                    // From here on the context's address, which is reused, is a number that is not.
+                    let identity = self.identities.resolve(tgid, tid, op.context, ts);
+                    op.context = identity.to_bits();
+                }
                 self.correlator
                     .on_sock_op(&op, payload, &mut self.exchanges);
             }
@@ -490,7 +567,7 @@ impl Decoder {
                     profile.sample(&sample, &frames);
                 }
             }
-            Ok(Event::Lineage(_)) => {}
+            Ok(Event::Lineage(step)) => self.identities.on_lineage(&step),
             Err(_) => self.undecoded += 1,
         }
     }

@@ -10,7 +10,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use crate::{
     correlate::exchange::{Exchange, Role},
-    span::{Resource, Span, SpanKind},
+    span::{Resource, Span, SpanKind, SpanRef},
     telemetry::{Count, Counters},
 };
 
@@ -73,7 +73,7 @@ impl Link {
 #[derive(Clone, Copy, Debug)]
 pub struct Parent<'a> {
     /// The span.
-    pub span: &'a Span,
+    pub span: &'a SpanRef,
     /// How surely.
     pub link: Link,
 }

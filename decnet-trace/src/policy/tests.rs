@@ -293,7 +293,7 @@ fn a_call_under_its_request() {
         ..served()
     };
     let parent = Parent {
-        span: &request,
+        span: &request.reference(),
         link: Link::Inferred,
     };
     let call = policy.span(&call, &resource(), clock, Some(parent));

@@ -91,8 +91,9 @@ pub struct PyProcess {
     pub thread_state: i64,
     /// The layout, as the kernel side takes it.
     pub kernel: PyLayout,
-    /// `PyContext_CopyCurrent`'s offset in the file, for a uprobe.
-    pub context_copy_current: Option<u64>,
+    /// Where to watch the descent of contexts, for uprobes; not known where the interpreter exports too
+    /// little.
+    pub lineage: Option<LineageProbes>,
     /// The address of `_PyRuntime`.
     pub runtime: u64,
     /// The address of `_asyncio`'s own layout, `.AsyncioDebug` (3.14 on, once it is imported).
@@ -214,7 +215,7 @@ impl Inspector {
         check_contexts(&memory, interpreter, &layout, &states)?;
         let code_type = interpreter.address("PyCode_Type");
         check_frames(&memory, &layout, &kernel, code_type, &states)?;
-        let copy_current = interpreter.elf.symbol("PyContext_CopyCurrent");
+        let lineage = lineage_probes(&memory, interpreter);
         Ok(PyProcess {
             pid,
             version: interpreter.version,
@@ -222,8 +223,7 @@ impl Inspector {
             host_path: interpreter.host_path.clone(),
             thread_state: place.offset,
             kernel,
-            context_copy_current: copy_current
-                .and_then(|symbol| interpreter.elf.file_offset(symbol.value)),
+            lineage,
             runtime: interpreter.runtime,
             asyncio: self.finder.asyncio_section(pid, interpreter),
             place,
@@ -231,6 +231,32 @@ impl Inspector {
             code_type,
         })
     }
+}
+
+/// Offsets in the interpreter's file ([`PyProcess::host_path`]) at which contexts begin and end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineageProbes {
+    /// `PyContext_CopyCurrent`, which returns a new context.
+    pub copied: u64,
+    /// `context_tp_dealloc`, which takes one that ends.
+    pub ended: u64,
+}
+
+/// `offsetof(PyTypeObject, tp_dealloc)` in release builds (Include/cpython/object.h): behind a
+/// `PyVarObject`, a name and two sizes.
+const TP_DEALLOC: u64 = 48;
+
+/// The first is exported; the second is static, and found through the type that names it.
+fn lineage_probes(memory: &ProcessMemory, interpreter: &Interpreter) -> Option<LineageProbes> {
+    let copied = interpreter.elf.symbol("PyContext_CopyCurrent")?;
+    let context_type = interpreter.address("PyContext_Type")?;
+    let dealloc = memory.u64(context_type.wrapping_add(TP_DEALLOC)).ok()?;
+    Some(LineageProbes {
+        copied: interpreter.elf.file_offset(copied.value)?,
+        ended: interpreter
+            .elf
+            .file_offset(dealloc.wrapping_sub(interpreter.bias))?,
+    })
 }
 
 /// The table's layout for the version, or what the process itself says.

@@ -28,7 +28,7 @@ mod thread_state;
 mod version;
 
 pub use asyncio::{Task, TaskState, tasks};
-pub use check::{Inspection, Inspector, PyProcess, Unsupported, retry_after};
+pub use check::{Inspection, Inspector, LineageProbes, PyProcess, Unsupported, retry_after};
 pub use debug_offsets::Refusal;
 pub use frames::{End, walk};
 pub use memory::{Memory, ProcessMemory, ReadError};

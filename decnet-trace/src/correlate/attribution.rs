@@ -1,0 +1,341 @@
+//! Which request caused a call: exact, or not said.
+//!
+//! A request belongs to the context that its response is sent from, or to the outermost of that
+//! context's ancestors that came into being for the request. A call belongs to the request that owns
+//! the nearest of its own context's ancestors. Since a request's owner is known only when it has been
+//! answered, a call waits until every request of its process that was under way when it began is over;
+//! then nothing nearer can turn up.
+//!
+//! What makes an owner certain:
+//! * The context is a copy made after the request's first byte was read: nobody else's. It stays the
+//!   request's after the response, for background and detached tasks.
+//! * It was first seen after that, and is not the one that the request was read in (a server that
+//!   gives each request a context that is no copy). It is the request's until the response ends.
+//!
+//! A context in which several requests were answered (a task per connection) is each one's in turn if
+//! they are of one connection, and nobody's otherwise. Whatever is not certain has no owner: a wrong
+//! one would be worse than none.
+
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
+
+use super::identity::{Identities, Identity, Origin};
+
+/// A request that a traced process served, as its span is numbered.
+pub type RequestId = u64;
+
+/// How many ancestors are climbed.
+const CLIMB_MAX: usize = 64;
+
+/// How many requests of a process are remembered, the youngest ones.
+const REQUESTS_MAX: usize = 1 << 14;
+
+/// How many requests without a response are remembered of a process, the youngest ones.
+const UNANSWERED_MAX: usize = 1 << 10;
+
+/// How many calls of a process wait for their owner.
+const WAITING_MAX: usize = 1 << 14;
+
+/// How long a call waits for its owner, in nanoseconds: a request that stays unanswered for longer
+/// keeps nobody waiting.
+const WAIT_MAX: u64 = 60_000_000_000;
+
+/// A request that is over.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    /// Its number.
+    pub id: RequestId,
+    /// The connection that it came by.
+    pub connection: u64,
+    /// For whom it was read.
+    pub reader: Identity,
+    /// For whom its response was begun; unknown where there was none.
+    pub responder: Identity,
+    /// When its first byte was read.
+    pub start: u64,
+    /// When its response's last byte was written.
+    pub end: u64,
+}
+
+/// A call of a process, and who made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call<T> {
+    /// For whom.
+    pub identity: Identity,
+    /// When it began.
+    pub at: u64,
+    /// What it was.
+    pub what: T,
+}
+
+/// Requests and the contexts that they own, and calls that wait for their owners, by process.
+#[derive(Debug)]
+pub struct Attribution<T> {
+    processes: FxHashMap<u32, Process<T>>,
+    overflowed: u64,
+}
+
+#[derive(Debug)]
+struct Process<T> {
+    /// What each identity owns.
+    owners: FxHashMap<Identity, Vec<Owned>>,
+    /// The requests that are owned, oldest first, and by whom.
+    order: VecDeque<(Identity, RequestId)>,
+    /// Requests that ended without a response, whose contexts nobody knows.
+    unanswered: VecDeque<Unanswered>,
+    waiting: VecDeque<Call<T>>,
+}
+
+/// A request that an identity owns.
+#[derive(Clone, Copy, Debug)]
+struct Owned {
+    id: RequestId,
+    connection: u64,
+    start: u64,
+    end: u64,
+    right: Right,
+}
+
+/// A request that ended without a response.
+#[derive(Clone, Copy, Debug)]
+struct Unanswered {
+    connection: u64,
+    start: u64,
+    end: u64,
+}
+
+/// What makes the ownership certain, and so how far it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Right {
+    /// The context was made for the request.
+    Made,
+    /// The context was first seen while the request was open.
+    Seen,
+    /// The context is older than the request: one that serves several in turn.
+    Shared,
+}
+
+impl<T> Default for Process<T> {
+    fn default() -> Self {
+        Self {
+            owners: FxHashMap::default(),
+            order: VecDeque::new(),
+            unanswered: VecDeque::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
+impl<T> Default for Attribution<T> {
+    fn default() -> Self {
+        Self {
+            processes: FxHashMap::default(),
+            overflowed: 0,
+        }
+    }
+}
+
+impl<T> Attribution<T> {
+    /// Takes note of a request of a process that is over.
+    pub fn served(&mut self, identities: &Identities, tgid: u32, request: &Served) {
+        let process = self.processes.entry(tgid).or_default();
+        if request.responder.is_unknown() {
+            process.unanswered.push_back(Unanswered {
+                connection: request.connection,
+                start: request.start,
+                end: request.end,
+            });
+            if process.unanswered.len() > UNANSWERED_MAX {
+                process.unanswered.pop_front();
+            }
+        } else if let Some((owner, right)) = process.owner_of(identities, request) {
+            process.own(owner, request, right);
+        }
+    }
+
+    /// Takes a call of a process; [`Self::decide`] hands it out again.
+    pub fn call(&mut self, tgid: u32, call: Call<T>) {
+        let process = self.processes.entry(tgid).or_default();
+        process.waiting.push_back(call);
+    }
+
+    /// Whether a call waits for its owner.
+    pub fn is_waiting(&self) -> bool {
+        self.processes
+            .values()
+            .any(|process| !process.waiting.is_empty())
+    }
+
+    /// Hands out every call for which nothing more can turn up, with the request that caused it if that
+    /// is certain. `oldest_open` is the time of the oldest request of a process that is not over; `now`
+    /// is the time up to which all events have been seen.
+    pub fn decide(
+        &mut self,
+        identities: &Identities,
+        now: u64,
+        oldest_open: impl Fn(u32) -> Option<u64>,
+        mut each: impl FnMut(Call<T>, Option<RequestId>),
+    ) {
+        for (&tgid, process) in &mut self.processes {
+            if process.waiting.is_empty() {
+                continue;
+            }
+            let oldest = oldest_open(tgid).unwrap_or(u64::MAX);
+            let patience = now.saturating_sub(WAIT_MAX);
+            let mut rest = VecDeque::with_capacity(process.waiting.len());
+            for call in process.waiting.drain(..) {
+                let certain = call.at < oldest;
+                if certain || call.at < patience {
+                    let owner = certain
+                        .then(|| owner(&process.owners, &process.unanswered, identities, &call))
+                        .flatten();
+                    each(call, owner);
+                } else {
+                    rest.push_back(call);
+                }
+            }
+            while rest.len() > WAITING_MAX {
+                self.overflowed += 1;
+                if let Some(call) = rest.pop_front() {
+                    each(call, None);
+                }
+            }
+            process.waiting = rest;
+        }
+    }
+
+    /// Forgets a process that has ended, once its calls have been handed out; whether they have.
+    pub fn forget_process(&mut self, tgid: u32) -> bool {
+        let is_done = self
+            .processes
+            .get(&tgid)
+            .is_none_or(|process| process.waiting.is_empty());
+        if is_done {
+            self.processes.remove(&tgid);
+        }
+        is_done
+    }
+
+    /// Calls whose owners were given up for want of room.
+    pub const fn overflowed(&self) -> u64 {
+        self.overflowed
+    }
+}
+
+impl<T> Process<T> {
+    /// The identity that a request belongs to, and by what right.
+    fn owner_of(&self, identities: &Identities, request: &Served) -> Option<(Identity, Right)> {
+        let node = identities.node(request.responder)?;
+        let was_made = node.origin == Origin::Copied && node.since >= request.start;
+        if was_made {
+            return Some((self.outermost(identities, request), Right::Made));
+        }
+        if request.reader.is_unknown() || request.reader == request.responder {
+            // What is read and answered in one context may be anyone's: an event loop's, as a rule.
+            return None;
+        }
+        match node.origin {
+            Origin::Seen if node.since > request.start => Some((request.responder, Right::Seen)),
+            Origin::Copied | Origin::Seen => Some((request.responder, Right::Shared)),
+            Origin::Unsure => None,
+        }
+    }
+
+    /// The outermost of the responder's ancestors that was made after the request began and is no
+    /// other request's.
+    fn outermost(&self, identities: &Identities, request: &Served) -> Identity {
+        let mut found = request.responder;
+        for _ in 0..CLIMB_MAX {
+            let Some(node) = identities.node(found) else {
+                break;
+            };
+            let Some(parent) = identities.node(node.parent) else {
+                break;
+            };
+            let is_made_for_it = parent.origin == Origin::Copied && parent.since >= request.start;
+            if !is_made_for_it || self.owners.contains_key(&node.parent) {
+                break;
+            }
+            found = node.parent;
+        }
+        found
+    }
+
+    fn own(&mut self, identity: Identity, request: &Served, right: Right) {
+        self.owners.entry(identity).or_default().push(Owned {
+            id: request.id,
+            connection: request.connection,
+            start: request.start,
+            end: request.end,
+            right,
+        });
+        self.order.push_back((identity, request.id));
+        if self.order.len() > REQUESTS_MAX
+            && let Some((identity, id)) = self.order.pop_front()
+            && let Some(owned) = self.owners.get_mut(&identity)
+        {
+            owned.retain(|owned| owned.id != id);
+            if owned.is_empty() {
+                self.owners.remove(&identity);
+            }
+        }
+    }
+}
+
+/// The request that certainly caused a call, if one did.
+fn owner<T>(
+    owners: &FxHashMap<Identity, Vec<Owned>>,
+    unanswered: &VecDeque<Unanswered>,
+    identities: &Identities,
+    call: &Call<T>,
+) -> Option<RequestId> {
+    let mut identity = call.identity;
+    // When the ancestor below was made.
+    let mut made = None;
+    for _ in 0..CLIMB_MAX {
+        if let Some(owned) = owners.get(&identity) {
+            let found = among(owned, call)?;
+            let is_anothers = made.is_some_and(|made| may_be_anothers(found, made, unanswered));
+            return (!is_anothers).then_some(found.id);
+        }
+        let node = identities.node(identity)?;
+        made = Some(node.since);
+        identity = node.parent;
+    }
+    None
+}
+
+/// Whether a context that was copied of a request's own, at the time `made`, may be that of another
+/// request: one that waited behind it on the same connection, is served from its end on (a server
+/// starts it from there, so in a copy), and was never answered, so that its context is not known.
+fn may_be_anothers(found: &Owned, made: u64, unanswered: &VecDeque<Unanswered>) -> bool {
+    made >= found.end
+        && unanswered.iter().any(|other| {
+            other.connection == found.connection && other.start <= made && made <= other.end
+        })
+}
+
+/// Which of an identity's requests a call belongs to.
+fn among<'a, T>(owned: &'a [Owned], call: &Call<T>) -> Option<&'a Owned> {
+    let first = owned.first()?;
+    if owned.len() == 1 && first.right == Right::Made {
+        return (call.at >= first.start).then_some(first);
+    }
+    // On one connection requests are served in turn: one begins to be when the one before it is over,
+    // even if it was read earlier.
+    let in_turn = owned
+        .iter()
+        .all(|owned| owned.connection == first.connection && owned.right != Right::Made);
+    if !in_turn {
+        return None;
+    }
+    owned
+        .iter()
+        .filter(|owned| call.at >= owned.start && call.at <= owned.end)
+        .min_by_key(|owned| owned.end)
+}
+
+#[cfg(test)]
+#[path = "tests/attribution.rs"]
+mod tests;

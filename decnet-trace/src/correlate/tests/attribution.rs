@@ -1,0 +1,329 @@
+//! Who owns a call, told as stories of contexts.
+
+use decnet_trace_common::event::{Header, Lineage, LineageWhat};
+
+use super::*;
+
+const TGID: u32 = 7;
+
+/// A process whose contexts are named by addresses, and what became of its calls.
+#[derive(Default)]
+struct Story {
+    identities: Identities,
+    attribution: Attribution<&'static str>,
+    next: RequestId,
+}
+
+impl Story {
+    /// A process that is watched from the start.
+    fn new() -> Self {
+        let mut story = Self::default();
+        story.identities.arm(TGID, 0);
+        story
+    }
+
+    fn step(&mut self, at: u64, tid: u32, what: LineageWhat, context: u64, object: u64) {
+        self.identities.on_lineage(&Lineage {
+            header: Header {
+                ts: at,
+                tgid: TGID,
+                tid,
+                ..Header::default()
+            },
+            context,
+            object,
+            what: what as u32,
+            reserved: 0,
+        });
+    }
+
+    /// `child` is made, a copy of `parent`.
+    fn copy(&mut self, at: u64, parent: u64, child: u64) {
+        self.step(at, 1, LineageWhat::Copied, parent, child);
+    }
+
+    fn end(&mut self, at: u64, context: u64) {
+        self.step(at, 1, LineageWhat::Ended, 0, context);
+    }
+
+    /// Who runs in a context at a time.
+    fn who(&mut self, at: u64, context: u64) -> Identity {
+        self.identities.resolve(TGID, 1, context, at)
+    }
+
+    /// A request that was read and answered by these, between these times.
+    fn served(
+        &mut self,
+        connection: u64,
+        reader: Identity,
+        responder: Identity,
+        times: (u64, u64),
+    ) {
+        let request = Served {
+            id: self.next,
+            connection,
+            reader,
+            responder,
+            start: times.0,
+            end: times.1,
+        };
+        self.next += 1;
+        self.attribution.served(&self.identities, TGID, &request);
+    }
+
+    fn call(&mut self, at: u64, context: u64, what: &'static str) {
+        let identity = self.who(at, context);
+        self.attribution.call(TGID, Call { identity, at, what });
+    }
+
+    /// The verdicts, with nothing under way any more.
+    fn verdicts(&mut self) -> Vec<(&'static str, Option<RequestId>)> {
+        self.verdicts_with(1_000, None)
+    }
+
+    fn verdicts_with(
+        &mut self,
+        now: u64,
+        open: Option<u64>,
+    ) -> Vec<(&'static str, Option<RequestId>)> {
+        let mut all = Vec::new();
+        self.attribution.decide(
+            &self.identities,
+            now,
+            |_| open,
+            |call, owner| all.push((call.what, owner)),
+        );
+        all
+    }
+}
+
+/// A call in the context that answers belongs to the request; so do those of tasks made there, and of
+/// tasks made by those, after the response too.
+#[test]
+fn the_request_and_its_tasks() {
+    let mut story = Story::new();
+    let reader = story.who(10, 0xA);
+    story.copy(11, 0xA, 0xC);
+    story.call(12, 0xC, "direct");
+    story.copy(13, 0xC, 0xD);
+    story.copy(14, 0xD, 0xE);
+    story.call(15, 0xE, "nested");
+    let responder = story.who(20, 0xC);
+    story.served(1, reader, responder, (10, 20));
+    story.call(30, 0xD, "detached");
+    assert_eq!(
+        story.verdicts(),
+        [
+            ("direct", Some(0)),
+            ("nested", Some(0)),
+            ("detached", Some(0))
+        ]
+    );
+}
+
+/// A response sent by a task of the handler's still makes the handler's context the request's.
+#[test]
+fn answered_by_a_child() {
+    let mut story = Story::new();
+    let reader = story.who(10, 0xA);
+    story.copy(11, 0xA, 0xC);
+    story.call(12, 0xC, "handler");
+    story.copy(13, 0xC, 0xD);
+    let responder = story.who(20, 0xD);
+    story.served(1, reader, responder, (10, 25));
+    assert_eq!(story.verdicts(), [("handler", Some(0))]);
+}
+
+/// What an event loop's own context does, or a task of the application's that is older than the
+/// request, is nobody's.
+#[test]
+fn what_was_there_before() {
+    let mut story = Story::new();
+    story.copy(1, 0xA, 0xF);
+    let reader = story.who(10, 0xA);
+    story.copy(11, 0xA, 0xC);
+    let responder = story.who(20, 0xC);
+    story.served(1, reader, responder, (10, 20));
+    story.call(15, 0xA, "loop");
+    story.call(15, 0xF, "older task");
+    assert_eq!(story.verdicts(), [("loop", None), ("older task", None)]);
+}
+
+/// An address that passes on from one request to the next is two identities.
+#[test]
+fn a_reused_address() {
+    let mut story = Story::new();
+    let reader = story.who(1, 0xA);
+    for (n, name) in [(0, "first"), (1, "second")] {
+        let at = 10 + n * 100;
+        story.copy(at + 1, 0xA, 0xC);
+        story.call(at + 2, 0xC, name);
+        let responder = story.who(at + 5, 0xC);
+        story.served(n, reader, responder, (at, at + 5));
+        story.end(at + 6, 0xC);
+    }
+    assert_eq!(story.verdicts(), [("first", Some(0)), ("second", Some(1))]);
+}
+
+/// Where ends are not told, an address may be another's: nothing is certain.
+#[test]
+fn an_unwatched_process() {
+    let mut story = Story::default();
+    let reader = story.who(10, 0xA);
+    story.call(12, 0xC, "call");
+    let responder = story.who(20, 0xC);
+    story.served(1, reader, responder, (10, 20));
+    assert_eq!(story.verdicts(), [("call", None)]);
+}
+
+/// What was seen before the process was watched is not believed afterwards.
+#[test]
+fn watched_in_the_middle() {
+    let mut story = Story::default();
+    let _ = story.who(10, 0xC);
+    story.identities.arm(TGID, 50);
+    assert!(story.who(40, 0xC).is_unknown());
+    story.call(45, 0xC, "before");
+    story.copy(60, 0xA, 0xC);
+    story.call(61, 0xC, "after");
+    let reader = story.who(55, 0xA);
+    let responder = story.who(70, 0xC);
+    story.served(1, reader, responder, (55, 70));
+    assert_eq!(story.verdicts(), [("before", None), ("after", Some(0))]);
+}
+
+/// A server that gives each request a fresh context, no copy: the request's until it is answered.
+#[test]
+fn a_fresh_context() {
+    let mut story = Story::new();
+    let reader = story.who(1, 0xA);
+    story.call(12, 0xC, "open");
+    let responder = story.who(20, 0xC);
+    story.served(1, reader, responder, (10, 20));
+    story.call(30, 0xC, "after");
+    assert_eq!(story.verdicts(), [("open", Some(0)), ("after", None)]);
+}
+
+/// A task per connection answers one request after the other: each is its own while it is open, even
+/// if the next one was read ahead.
+#[test]
+fn a_task_per_connection() {
+    let mut story = Story::new();
+    let loop_context = story.who(1, 0xA);
+    story.copy(2, 0xA, 0xC);
+    let task = story.who(3, 0xC);
+    story.call(15, 0xC, "first");
+    story.served(1, loop_context, task, (10, 20));
+    story.call(25, 0xC, "second");
+    story.served(1, loop_context, task, (12, 30));
+    story.call(40, 0xC, "between");
+    assert_eq!(
+        story.verdicts(),
+        [("first", Some(0)), ("second", Some(1)), ("between", None)]
+    );
+}
+
+/// One task that answers for several connections owns none of their requests.
+#[test]
+fn a_task_for_all() {
+    let mut story = Story::new();
+    let loop_context = story.who(1, 0xA);
+    story.copy(2, 0xA, 0xC);
+    let task = story.who(3, 0xC);
+    story.call(15, 0xC, "call");
+    story.served(1, loop_context, task, (10, 20));
+    story.served(2, loop_context, task, (11, 21));
+    assert_eq!(story.verdicts(), [("call", None)]);
+}
+
+/// A pipelined request is started from the context of the one before it, and owns what it does itself.
+#[test]
+fn pipelined() {
+    let mut story = Story::new();
+    let reader = story.who(10, 0xA);
+    story.copy(11, 0xA, 0xC);
+    let first = story.who(20, 0xC);
+    story.served(1, reader, first, (10, 20));
+    story.copy(21, 0xC, 0xD);
+    story.call(22, 0xD, "second's");
+    let second = story.who(30, 0xD);
+    story.served(1, reader, second, (10, 30));
+    story.call(31, 0xC, "first's");
+    assert_eq!(
+        story.verdicts(),
+        [("second's", Some(1)), ("first's", Some(0))]
+    );
+}
+
+/// A pipelined request that is never answered leaves its calls to nobody, not to the one before it.
+#[test]
+fn pipelined_and_unanswered() {
+    let mut story = Story::new();
+    let reader = story.who(10, 0xA);
+    story.copy(11, 0xA, 0xC);
+    let first = story.who(20, 0xC);
+    story.served(1, reader, first, (10, 20));
+    story.copy(21, 0xC, 0xD);
+    story.call(22, 0xD, "second's");
+    story.served(1, reader, Identity::UNKNOWN, (10, 40));
+    assert_eq!(story.verdicts(), [("second's", None)]);
+}
+
+/// Work taken out of a queue is that of who put it in, until the thread takes the next.
+#[test]
+fn work_of_a_queue() {
+    let mut story = Story::new();
+    let reader = story.who(10, 0xA);
+    story.copy(11, 0xA, 0xC);
+    story.step(12, 1, LineageWhat::Put, 0xC, 0x1001);
+    story.step(13, 2, LineageWhat::Got, 0, 0x1001);
+    let worker = story.identities.resolve(TGID, 2, 0, 14);
+    story.attribution.call(
+        TGID,
+        Call {
+            identity: worker,
+            at: 14,
+            what: "work",
+        },
+    );
+    story.step(15, 2, LineageWhat::Got, 0, 0x2002);
+    assert!(story.identities.resolve(TGID, 2, 0, 16).is_unknown());
+    let responder = story.who(20, 0xC);
+    story.served(1, reader, responder, (10, 20));
+    assert_eq!(story.verdicts(), [("work", Some(0))]);
+}
+
+/// A call waits while a request is under way that began before it; for ever it does not.
+#[test]
+fn waiting() {
+    let mut story = Story::new();
+    story.copy(11, 0xA, 0xC);
+    story.call(12, 0xC, "call");
+    assert_eq!(story.verdicts_with(100, Some(10)), []);
+    assert_eq!(story.verdicts_with(12 + WAIT_MAX, Some(10)), []);
+    assert_eq!(
+        story.verdicts_with(13 + WAIT_MAX, Some(10)),
+        [("call", None)]
+    );
+}
+
+/// Identities that were forgotten for want of room own nothing, and wrong owners are not made up.
+#[test]
+fn forgotten_identities() {
+    let mut story = Story {
+        identities: Identities::new(8),
+        ..Story::default()
+    };
+    story.identities.arm(TGID, 0);
+    let reader = story.who(10, 0xA);
+    story.copy(11, 0xA, 0xC);
+    story.copy(12, 0xC, 0xD);
+    story.call(13, 0xD, "call");
+    let responder = story.who(20, 0xC);
+    story.served(1, reader, responder, (10, 20));
+    for n in 0..20 {
+        story.copy(30 + n, 0xA, 0x100 + n);
+    }
+    assert_eq!(story.verdicts(), [("call", None)]);
+    assert!(story.identities.lost().identities > 0);
+}

@@ -1,0 +1,166 @@
+//! Calls that traced processes make, on their way to the requests that caused them.
+
+use std::path::PathBuf;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    bpf::load::ProcessProbes,
+    correlate::{
+        Correlator,
+        attribution::{Attribution, Call, RequestId, Served},
+        exchange::Exchange,
+        identity::{Identities, Identity},
+    },
+    python::{LineageProbes, PyProcess},
+    span::SpanRef,
+};
+
+/// How often calls are looked at that wait for their requests, in nanoseconds.
+const EVERY: u64 = 100_000_000;
+
+/// How many requests are remembered for calls that come after them; more than are owned at once.
+const REQUESTS_MAX: u64 = 1 << 16;
+
+/// Calls, the requests that they may belong to, and the processes whose contexts are followed.
+pub(super) struct Calls {
+    enabled: bool,
+    attribution: Attribution<Exchange>,
+    /// Requests by their number, which counts them.
+    requests: FxHashMap<RequestId, SpanRef>,
+    next: RequestId,
+    /// What could be watched in a process, until it is.
+    probes: FxHashMap<u32, (PathBuf, LineageProbes)>,
+    watched: FxHashMap<u32, ProcessProbes>,
+    /// Processes that ended with calls still waiting.
+    ended: FxHashSet<u32>,
+    due: u64,
+    exact: u64,
+    without: u64,
+}
+
+impl Calls {
+    pub(super) fn new(enabled: bool) -> Self {
+        Self {
+            enabled,
+            attribution: Attribution::default(),
+            requests: FxHashMap::default(),
+            next: 0,
+            probes: FxHashMap::default(),
+            watched: FxHashMap::default(),
+            ended: FxHashSet::default(),
+            due: 0,
+            exact: 0,
+            without: 0,
+        }
+    }
+
+    /// A process's CPython is understood: its contexts could be followed.
+    pub(super) fn understood(&mut self, process: &PyProcess) {
+        if let Some(probes) = process.lineage.filter(|_| self.enabled) {
+            self.probes
+                .insert(process.pid, (process.host_path.clone(), probes));
+        }
+    }
+
+    /// What to watch in a process that is not watched yet. It is asked for once.
+    pub(super) fn probes_of(&mut self, tgid: u32) -> Option<(PathBuf, LineageProbes)> {
+        self.probes.remove(&tgid)
+    }
+
+    /// A process's contexts are followed now, as long as these probes live.
+    pub(super) fn watched(&mut self, tgid: u32, probes: ProcessProbes) {
+        self.watched.insert(tgid, probes);
+    }
+
+    /// A process ended or executed another program.
+    pub(super) fn ended(&mut self, tgid: u32) {
+        self.probes.remove(&tgid);
+        self.watched.remove(&tgid);
+        self.ended.insert(tgid);
+    }
+
+    /// A request is over, and has its span.
+    pub(super) fn served(&mut self, identities: &Identities, exchange: &Exchange, span: SpanRef) {
+        if !self.watched.contains_key(&exchange.tgid) {
+            return;
+        }
+        let id = self.next;
+        self.next += 1;
+        self.requests.insert(id, span);
+        if let Some(oldest) = id.checked_sub(REQUESTS_MAX) {
+            self.requests.remove(&oldest);
+        }
+        let request = Served {
+            id,
+            connection: exchange.sock,
+            reader: Identity::from_bits(exchange.request_context),
+            responder: Identity::from_bits(exchange.response_context),
+            start: exchange.start,
+            end: exchange.end,
+        };
+        self.attribution.served(identities, exchange.tgid, &request);
+    }
+
+    /// A call is over; whether its process could be watched more closely from now on.
+    pub(super) fn made(&mut self, exchange: Exchange) -> bool {
+        let tgid = exchange.tgid;
+        let call = Call {
+            identity: Identity::from_bits(exchange.request_context),
+            at: exchange.start,
+            what: exchange,
+        };
+        self.attribution.call(tgid, call);
+        self.probes.contains_key(&tgid)
+    }
+
+    /// Hands out calls whose requests are known by now, or never will be: with the span of the request,
+    /// if it is certain. Without a correlator nothing is under way any more.
+    pub(super) fn decide(
+        &mut self,
+        identities: &Identities,
+        correlator: Option<&Correlator>,
+        now: u64,
+        mut each: impl FnMut(Exchange, Option<&SpanRef>),
+    ) {
+        if correlator.is_some() && now < self.due {
+            return;
+        }
+        self.due = now + EVERY;
+        self.ended
+            .retain(|&tgid| !self.attribution.forget_process(tgid));
+        if !self.attribution.is_waiting() {
+            return;
+        }
+        let oldest = correlator.map(Correlator::oldest_open).unwrap_or_default();
+        let Self {
+            attribution,
+            requests,
+            exact,
+            without,
+            ..
+        } = self;
+        attribution.decide(
+            identities,
+            now,
+            |tgid| oldest.get(&tgid).copied(),
+            |call, request| {
+                let span = request.and_then(|id| requests.get(&id));
+                match span {
+                    Some(_) => *exact += 1,
+                    None => *without += 1,
+                }
+                each(call.what, span);
+            },
+        );
+    }
+
+    /// What was decided so far.
+    pub(super) fn counters(&self) -> [(&'static str, u64); 3] {
+        [
+            ("calls_linked_exact", self.exact),
+            ("calls_linked_none", self.without),
+            ("calls_waiting_overflowed", self.attribution.overflowed()),
+        ]
+    }
+}

@@ -1,0 +1,182 @@
+"""Routes that make outbound calls in every way that asyncio and threads know.
+
+Each call carries its request's id in its path, so that whoever links calls to requests can be judged:
+`/WAY/ID` calls `BACKEND/WAY/ID/N` for some N.
+"""
+
+import asyncio
+import contextvars
+import os
+from contextlib import asynccontextmanager
+
+import httpx
+from fastapi import BackgroundTasks, FastAPI
+from fastapi.responses import StreamingResponse
+from starlette.middleware.base import BaseHTTPMiddleware
+
+BACKEND = os.environ["BACKEND"]
+current = contextvars.ContextVar("current", default=None)
+detached = set()
+
+
+@asynccontextmanager
+async def lifespan(app):
+    limits = httpx.Limits(max_connections=100)
+    async with httpx.AsyncClient(limits=limits, timeout=30) as client:
+        app.state.client = client
+        app.state.plain = httpx.Client(limits=limits, timeout=30)
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+async def call(way, rid, n):
+    await app.state.client.get(f"{BACKEND}/{way}/{rid}/{n}")
+
+
+def call_plainly(way, rid, n):
+    app.state.plain.get(f"{BACKEND}/{way}/{rid}/{n}")
+
+
+def keep(task):
+    """Keeps a task that nobody awaits from being collected."""
+    detached.add(task)
+    task.add_done_callback(detached.discard)
+
+
+@app.get("/await/{rid}")
+async def plain_await(rid: str):
+    await call("await", rid, 1)
+    await asyncio.sleep(0.001)
+    await call("await", rid, 2)
+
+
+@app.get("/task/{rid}")
+async def create_task(rid: str):
+    await asyncio.create_task(call("task", rid, 1))
+
+
+@app.get("/gather/{rid}")
+async def gather(rid: str):
+    await asyncio.gather(*(call("gather", rid, n) for n in range(3)))
+
+
+@app.get("/wait_for/{rid}")
+async def wait_for(rid: str):
+    await asyncio.wait_for(call("wait_for", rid, 1), 30)
+
+
+@app.get("/shield/{rid}")
+async def shield(rid: str):
+    await asyncio.shield(call("shield", rid, 1))
+
+
+@app.get("/nested/{rid}")
+async def nested(rid: str):
+    async def outer():
+        await asyncio.gather(asyncio.create_task(call("nested", rid, 1)), call("nested", rid, 2))
+
+    await asyncio.create_task(outer())
+
+
+@app.get("/detached/{rid}")
+async def detached_task(rid: str):
+    async def later():
+        await asyncio.sleep(0.05)
+        await call("detached", rid, 1)
+
+    keep(asyncio.create_task(later()))
+
+
+@app.get("/call_later/{rid}")
+async def call_later(rid: str):
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.02, lambda: keep(loop.create_task(call("call_later", rid, 1))))
+
+
+@app.get("/sync/{rid}")
+def sync(rid: str):
+    call_plainly("sync", rid, 1)
+
+
+@app.get("/to_thread/{rid}")
+async def to_thread(rid: str):
+    await asyncio.to_thread(call_plainly, "to_thread", rid, 1)
+
+
+@app.get("/executor/{rid}")
+async def executor(rid: str):
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, call_plainly, "executor", rid, 1)
+
+
+@app.get("/generator/{rid}")
+async def generator(rid: str):
+    async def numbers():
+        for n in range(2):
+            await call("generator", rid, n)
+            yield n
+
+    return [n async for n in numbers()]
+
+
+@app.get("/stream/{rid}")
+async def stream(rid: str):
+    async def chunks():
+        for n in range(3):
+            await call("stream", rid, n)
+            yield b"chunk"
+
+    return StreamingResponse(chunks())
+
+
+@app.get("/background/{rid}")
+async def background(rid: str, tasks: BackgroundTasks):
+    tasks.add_task(call, "background", rid, 1)
+    tasks.add_task(call_plainly, "background", rid, 2)
+
+
+@app.get("/variable/{rid}")
+async def variable(rid: str):
+    token = current.set(rid)
+    await call("variable", rid, 1)
+    current.reset(token)
+    await call("variable", rid, 2)
+
+
+class Middleware(BaseHTTPMiddleware):
+    async def dispatch(self, request, call_next):
+        if request.url.path.startswith("/middleware/"):
+            rid = request.url.path.rsplit("/", 1)[1]
+            await call("middleware", rid, 1)
+            response = await call_next(request)
+            await call("middleware", rid, 3)
+            return response
+        return await call_next(request)
+
+
+if os.environ.get("MIDDLEWARE"):
+    app.add_middleware(Middleware)
+
+
+@app.get("/middleware/{rid}")
+async def behind_middleware(rid: str):
+    await call("middleware", rid, 2)
+
+
+@app.get("/nobody")
+async def nobody():
+    """Starts a task that is no request's: its context is empty."""
+
+    async def ticking():
+        while True:
+            await asyncio.sleep(0.01)
+            await call("nobody", "nobody", 0)
+
+    keep(contextvars.Context().run(asyncio.get_running_loop().create_task, ticking()))
+
+
+@app.get("/ready")
+async def ready():
+    return "ready"
