@@ -219,12 +219,12 @@ struct Chain {
     awaited: Option<u64>,
 }
 
-struct Reader<'a> {
-    objects: Objects<'a, ProcessMemory>,
+struct Reader<'a, M> {
+    objects: Objects<'a, M>,
     debug: Option<AsyncioDebug>,
 }
 
-impl Reader<'_> {
+impl<M: Memory> Reader<'_, M> {
     fn task_layout(&self) -> Option<TaskLayout> {
         match &self.debug {
             Some(debug) => Some(TaskLayout { ..debug.task }),
@@ -453,27 +453,69 @@ impl Reader<'_> {
                 .u32(frame.wrapping_add(u64::from(field)))
                 .ok()?
                 .cast_signed();
-            u64::try_from(depth - 1).ok().filter(|top| *top < 1 << 16)
+            u64::try_from(depth.checked_sub(1)?)
+                .ok()
+                .filter(|top| *top < 1 << 16)
         };
         let slot = match layout.minor() {
             8 | 9 => objects
                 .pointer(frame, layout.frame_stack_top)
                 .ok()?
-                .checked_sub(8)?,
+                .wrapping_sub(8),
             10 => {
-                objects.pointer(frame, layout.frame_stack_base).ok()?
-                    + depth(layout.frame_stack_depth)? * 8
+                let base = objects.pointer(frame, layout.frame_stack_base).ok()?;
+                base.wrapping_add(depth(layout.frame_stack_depth)? * 8)
             }
-            11..=13 => {
-                frame.wrapping_add(u64::from(layout.frame_localsplus))
-                    + depth(layout.frame_stack_depth)? * 8
-            }
+            11..=13 => frame
+                .wrapping_add(u64::from(layout.frame_localsplus))
+                .wrapping_add(depth(layout.frame_stack_depth)? * 8),
             // 3.15 has a second word on the stack: what to call to send into the awaited.
-            minor => objects
-                .pointer(frame, layout.frame_stack_top)
-                .ok()?
-                .checked_sub(if minor >= 15 { 16 } else { 8 })?,
+            minor => {
+                let top = objects.pointer(frame, layout.frame_stack_top).ok()?;
+                top.wrapping_sub(if minor >= 15 { 16 } else { 8 })
+            }
         };
         objects.memory.u64(slot).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+    use proptest::prelude::*;
+
+    use super::{super::memory::tests::Image, *};
+
+    proptest! {
+        /// Whatever memory holds, reading tasks, chains and containers out of it ends, without a
+        /// panic. Words that lead back into the memory are what it is most of.
+        #[test]
+        fn survives_garbage(
+            minor in 8u8..=15,
+            words in proptest::collection::vec(
+                prop_oneof![0x1000u64..0x1400, any::<u64>(), 0u64..4, Just(u64::MAX)],
+                128,
+            ),
+            object in 0x1000u64..0x1400,
+        ) {
+            let layout = Layout::of_minor(minor).unwrap();
+            let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let memory = Image(vec![(0x1000, bytes)]);
+            let debug = AsyncioDebug::read(&memory, object);
+            let reader = Reader { objects: Objects { memory: &memory, layout }, debug };
+            if let Some(debug) = &reader.debug {
+                reader.list(object, debug, &mut Vec::new());
+            }
+            let _ = reader.module_tasks(object, &mut Vec::new(), &mut Vec::new());
+            let _ = reader.coroutine(object);
+            let _ = reader.awaited(object);
+            if let Some(task) = reader.task_layout() {
+                let _ = reader.read_chain(object, &task);
+                let _ = reader.name(object, &task);
+            }
+            let _ = reader.objects.attribute(object, "data");
+            let _ = reader.objects.dict_items(object);
+            let _ = reader.objects.set_items(object);
+        }
     }
 }
