@@ -13,6 +13,9 @@
     feature(asm_experimental_arch)
 )]
 
+#[macro_use]
+mod log;
+
 mod emit;
 mod gate;
 mod hooks;

@@ -59,6 +59,7 @@ fn try_fork(ctx: &BtfTracePointContext) -> Option<()> {
     if TARGETS.insert(tgid, target, 0).is_err() {
         count(Counter::TargetsFull);
     }
+    say!(ctx, "process {} forked {}", current.tgid, tgid);
     record(Current { tgid, tid }, ProcWhat::Fork, current.tgid);
     Some(())
 }
@@ -75,6 +76,7 @@ fn try_exit(ctx: &BtfTracePointContext) -> Option<()> {
         // Other threads of it go on.
         return None;
     }
+    say!(ctx, "process {} ends", current.tgid);
     record(current, ProcWhat::Exit, 0);
     // Its number may soon be another's.
     let _ = TARGETS.remove(current.tgid);

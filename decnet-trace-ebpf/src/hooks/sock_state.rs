@@ -31,6 +31,14 @@ fn try_inet_sock_set_state(ctx: &BtfTracePointContext) -> Option<()> {
     if sock.inode == 0 {
         return None;
     }
+    say!(
+        ctx,
+        "socket {} of process {}: state {} to {}",
+        sock.inode,
+        current.tgid,
+        old,
+        new
+    );
     let mut record = SockState {
         header: emit::header(Kind::SockState, current),
         sock: sock.inode,

@@ -259,7 +259,7 @@ impl Bpf {
     }
 
     /// Watches the descent of contexts in one process, by probes at these offsets of its interpreter's
-    /// file.
+    /// file. Without `ends`, contexts that end go unnoticed, and identities are wrong: for tests alone.
     ///
     /// # Errors
     ///
@@ -269,6 +269,7 @@ impl Bpf {
         pid: u32,
         interpreter: &Path,
         probes: LineageProbes,
+        ends: bool,
     ) -> Result<ProcessProbes> {
         let scope = NonZeroU32::new(pid)
             .map(UProbeScope::OneProcess)
@@ -279,6 +280,9 @@ impl Bpf {
             ("py_context_ended", probes.ended),
             ("py_context_copied", probes.copied),
         ] {
+            if name == "py_context_ended" && !ends {
+                continue;
+            }
             let program = program::<UProbe>(&mut self.ebpf, name)?;
             if program.fd().is_err() {
                 program

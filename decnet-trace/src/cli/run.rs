@@ -17,7 +17,7 @@ use crate::{
         ExportConfig, SummaryConfig,
         otlp::{Headers, OtlpConfig, Protocol},
     },
-    pipeline::{Config, Outcome, Pipeline},
+    pipeline::{Config, Lineage, Outcome, Pipeline},
     policy::PolicyConfig,
     profile::{
         self,
@@ -106,6 +106,24 @@ pub(super) struct RunArgs {
 
     #[command(flatten)]
     kernel: KernelArgs,
+
+    /// Never follow the descent of Python contexts: calls stay without parents.
+    #[arg(long, hide = true)]
+    no_lineage: bool,
+
+    /// Overlook that contexts end: identities are wrong then, which tests must notice.
+    #[arg(long, hide = true)]
+    no_context_ends: bool,
+}
+
+impl RunArgs {
+    const fn lineage(&self) -> Lineage {
+        match (self.no_lineage, self.no_context_ends) {
+            (true, _) => Lineage::Off,
+            (false, true) => Lineage::WithoutEnds,
+            (false, false) => Lineage::On,
+        }
+    }
 }
 
 /// Which processes.
@@ -146,10 +164,6 @@ pub(super) struct KernelArgs {
     #[arg(long, hide = true)]
     force_fallback: bool,
 
-    /// Never follow the descent of Python contexts: calls stay without parents.
-    #[arg(long, hide = true)]
-    no_lineage: bool,
-
     /// The size of each CPU's ring, in KiB: a power of two.
     #[arg(long, hide = true, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(4..=262_144))]
     ring_kib: u32,
@@ -188,7 +202,7 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
         overrides: Default::default(),
         load: args.kernel.options(args.rate)?,
         requests: true,
-        lineage: !args.kernel.no_lineage,
+        lineage: args.lineage(),
         policy: PolicyConfig::default(),
         export: ExportConfig {
             otlp: otlp(&args)?,

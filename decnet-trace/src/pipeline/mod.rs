@@ -20,7 +20,10 @@ use std::{
 pub use outcome::{Outcome, Requests};
 
 use crate::{
-    bpf::load::{Bpf, LoadOptions},
+    bpf::{
+        features::Features,
+        load::{Bpf, LoadOptions},
+    },
     discover::{Discovery, Overrides, Selector},
     error::{Error, Result},
     export::{ExportConfig, Exporters},
@@ -47,13 +50,24 @@ pub struct Config {
     /// Record requests.
     pub requests: bool,
     /// Put calls under the requests that caused them.
-    pub lineage: bool,
+    pub lineage: Lineage,
     /// What becomes of a request on its way to a span.
     pub policy: PolicyConfig,
     /// Where spans go.
     pub export: ExportConfig,
     /// Which samples and frames are counted; sampled at [`LoadOptions::rate`].
     pub profile: Option<profile::aggregate::Options>,
+}
+
+/// How the descent of Python contexts is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lineage {
+    /// Not at all: calls have no parents.
+    Off,
+    /// Copies alone: addresses that pass from one context to another go unnoticed. For tests.
+    WithoutEnds,
+    /// Copies and ends.
+    On,
 }
 
 /// A pipeline at work.
@@ -81,6 +95,7 @@ impl Pipeline {
                 "there is no process {pid} that can be traced; `decnet-trace ps --all` lists processes"
             )));
         }
+        Features::probe().require()?;
         let mut bpf = Bpf::load(&config.load)?;
         let exporters = Exporters::start(config.export, Arc::clone(&counters))?;
         let (symbolizer, symbolizing) = symbolize::spawn(
@@ -100,6 +115,7 @@ impl Pipeline {
             lineage: config.lineage,
             profile: config.profile,
             rate: config.load.rate,
+            programs_log: config.load.log,
             bpf,
         })?;
         // Targets first: from the moment a hook is attached, it knows whom it is for.

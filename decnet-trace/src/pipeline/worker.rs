@@ -20,7 +20,7 @@ use decnet_trace_common::{
 use tracing::{debug, info, warn};
 
 use super::{
-    FLUSH_MAX,
+    FLUSH_MAX, Lineage,
     calls::Calls,
     discovery::{DiscoveryThread, Finding},
     outcome::{Outcome, Requests},
@@ -77,9 +77,10 @@ pub(super) struct Parts {
     pub(super) symbolizing: thread::JoinHandle<()>,
     pub(super) counters: Arc<Counters>,
     pub(super) requests: bool,
-    pub(super) lineage: bool,
+    pub(super) lineage: Lineage,
     pub(super) profile: Option<profile::aggregate::Options>,
     pub(super) rate: u32,
+    pub(super) programs_log: bool,
 }
 
 /// The state of the thread.
@@ -96,6 +97,7 @@ pub(super) struct Worker {
     processes: Processes,
     spans: Vec<Span>,
     calls: Calls,
+    follow_ends: bool,
     requests: Requests,
     purposes: u32,
     rate: u32,
@@ -105,6 +107,8 @@ pub(super) struct Worker {
     started_unix: u64,
     clock: ClockOffset,
     meter: CostMeter,
+    /// What the eBPF programs say of themselves, where they were built to.
+    programs_log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     usage: Option<SelfUsage>,
     report: Option<Report>,
 }
@@ -122,7 +126,7 @@ struct Decoder {
 impl Worker {
     pub(super) fn new(parts: Parts) -> Result<Self> {
         let Parts {
-            bpf,
+            mut bpf,
             ingest,
             policy,
             exporters,
@@ -133,12 +137,14 @@ impl Worker {
             lineage,
             profile,
             rate,
+            programs_log,
         } = parts;
         let sampling = profile.is_some() && rate > 0;
         let purposes =
             if requests { flags::SOCKETS } else { 0 } | if sampling { flags::SAMPLES } else { 0 };
         let now = Instant::now();
         let clock = unix_offset();
+        let programs_log = programs_log.then(|| bpf.logger()).transpose()?;
         Ok(Self {
             decoder: Decoder {
                 identities: Identities::default(),
@@ -159,7 +165,8 @@ impl Worker {
             discovery: None,
             processes: Processes::default(),
             spans: Vec::new(),
-            calls: Calls::new(lineage),
+            calls: Calls::new(lineage != Lineage::Off),
+            follow_ends: lineage == Lineage::On,
             requests: Requests::default(),
             purposes,
             rate,
@@ -169,6 +176,7 @@ impl Worker {
             started_unix: clock.to_unix(monotonic()),
             clock,
             meter: CostMeter::new(now),
+            programs_log,
             usage: SelfUsage::start().ok(),
             report: Report::start().ok(),
         })
@@ -204,6 +212,9 @@ impl Worker {
             round = if handled > 0 { ROUND } else { IDLE_ROUND };
             self.follow();
             self.forward(now, false);
+            if let Some(log) = &mut self.programs_log {
+                log.flush();
+            }
             if Instant::now() >= slow {
                 slow = Instant::now() + SLOW;
                 self.slow(now)?;
@@ -378,7 +389,10 @@ impl Worker {
         let Ok(mut target) = self.bpf.targets.get(&tgid, 0) else {
             return;
         };
-        match self.bpf.watch_lineage(tgid, &interpreter, probes) {
+        match self
+            .bpf
+            .watch_lineage(tgid, &interpreter, probes, self.follow_ends)
+        {
             Ok(attached) => {
                 target.flags |= flags::LINEAGE;
                 if self.bpf.targets.insert(tgid, target, BPF_EXIST).is_ok() {

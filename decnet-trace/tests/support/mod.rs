@@ -126,6 +126,8 @@ impl Seen {
 /// A span of the file.
 #[derive(Clone, Debug)]
 pub struct Span {
+    pub id: String,
+    pub parent: String,
     pub name: String,
     pub kind: u64,
     pub start: u64,
@@ -184,7 +186,10 @@ pub fn spans(path: &Path) -> Vec<Span> {
             for of_scope in of_resource["scopeSpans"].as_array().unwrap() {
                 for span in of_scope["spans"].as_array().unwrap() {
                     let time = |name: &str| span[name].as_str().unwrap().parse().unwrap();
+                    let id = |name: &str| span[name].as_str().unwrap_or_default().to_owned();
                     all.push(Span {
+                        id: id("spanId"),
+                        parent: id("parentSpanId"),
                         name: span["name"].as_str().unwrap().to_owned(),
                         kind: span["kind"].as_u64().unwrap(),
                         start: time("startTimeUnixNano"),

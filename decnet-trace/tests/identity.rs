@@ -1,0 +1,243 @@
+//! The gate: every call that a service makes is put under the request that caused it, or under none;
+//! under another, never.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::{collections::BTreeMap, collections::HashMap, thread, time::Duration};
+
+use support::{Agent, Seen, can_run};
+use xtask::bed::{
+    load::{Load, Request, Target},
+    service::{Http, Loop, Service},
+    venv::{Venv, python},
+};
+
+/// A client span, in OTLP's numbering.
+const CLIENT: u64 = 3;
+
+const CONNECTIONS: usize = 64;
+
+/// The ways in which `callers.py` makes calls.
+const WAYS: [&str; 16] = [
+    "await",
+    "task",
+    "gather",
+    "wait_for",
+    "shield",
+    "nested",
+    "detached",
+    "call_later",
+    "sync",
+    "to_thread",
+    "executor",
+    "generator",
+    "stream",
+    "background",
+    "variable",
+    "middleware",
+];
+
+/// Ways whose calls the agent does not claim to know: work handed to a thread without its context.
+const UNKNOWN: [&str; 1] = ["executor"];
+
+/// Ways that make calls when their request is over.
+const AFTERWARDS: [&str; 3] = ["detached", "call_later", "background"];
+
+/// Verdicts on the calls of one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Verdicts {
+    right: usize,
+    none: usize,
+    wrong: usize,
+}
+
+/// A service that makes calls, and the one that it calls.
+struct Services {
+    backend: Service,
+    callers: Service,
+}
+
+impl Services {
+    fn start(event_loop: Loop, http: Http, venv: Option<&Venv>, args: &[&str]) -> Self {
+        let backend = Service::builder().start().unwrap();
+        let assets = xtask::paths::workspace().join("xtask/assets/callers.py");
+        let mut builder = Service::builder()
+            .app(assets)
+            .event_loop(event_loop)
+            .http(http)
+            .env("BACKEND", format!("http://{}/callees", backend.addr()))
+            .env("MIDDLEWARE", "1");
+        if let Some(venv) = venv {
+            builder = builder.venv(venv);
+        }
+        for arg in args {
+            builder = builder.arg(arg);
+        }
+        let callers = builder.start().unwrap();
+        Self { backend, callers }
+    }
+
+    /// Sends `rounds` requests of every way, all at once as far as connections go.
+    fn load(&self, rounds: usize) {
+        let requests = (0..rounds).flat_map(|round| {
+            WAYS.iter()
+                .map(move |way| Request::get(format!("/{way}/{way}-{round}")))
+        });
+        let truth = Load::new(self.target(), requests)
+            .connections(CONNECTIONS)
+            .run()
+            .unwrap();
+        assert!(truth.iter().all(|request| request.complete));
+    }
+
+    fn target(&self) -> Target {
+        self.callers.target.clone()
+    }
+
+    /// Traces the service under load, and judges every call of it.
+    fn judge(&self, rounds: usize, args: &[&str]) -> (BTreeMap<String, Verdicts>, Seen) {
+        let pid = self.callers.pid.to_string();
+        let agent = Agent::start(&[&["--pid", &pid], args].concat());
+        // Contexts are followed from the first call on.
+        let warm_up = Request::get("/await/warm");
+        Load::new(self.target(), [warm_up]).run().unwrap();
+        thread::sleep(Duration::from_millis(1_500));
+        Load::new(self.target(), [Request::get("/nobody")])
+            .run()
+            .unwrap();
+        self.load(rounds);
+        thread::sleep(Duration::from_millis(700));
+        let seen = agent.stop();
+        assert!(self.backend.pid != self.callers.pid);
+        (verdicts(&seen), seen)
+    }
+}
+
+/// Compares the request's id in each call's path with that in its parent's.
+fn verdicts(seen: &Seen) -> BTreeMap<String, Verdicts> {
+    let parents: HashMap<&str, &str> = seen
+        .spans
+        .iter()
+        .map(|span| (span.id.as_str(), span.text("url.path")))
+        .collect();
+    let mut all: BTreeMap<String, Verdicts> = BTreeMap::new();
+    for span in seen.spans.iter().filter(|span| span.kind == CLIENT) {
+        let url = span.text("url.full");
+        let (_, path) = url.split_once("/callees/").unwrap();
+        let (way, rest) = path.split_once('/').unwrap();
+        let (request, _) = rest.split_once('/').unwrap();
+        if request == "warm" {
+            continue;
+        }
+        let verdicts = all.entry(way.to_owned()).or_default();
+        let link = span.text("decnet.link");
+        if span.parent.is_empty() {
+            assert_eq!(link, "none");
+            verdicts.none += 1;
+        } else if parents.get(span.parent.as_str()) == Some(&&*format!("/{way}/{request}")) {
+            assert_eq!(link, "exact");
+            verdicts.right += 1;
+        } else {
+            verdicts.wrong += 1;
+        }
+    }
+    all
+}
+
+/// No wrong link; calls of open requests are known but for one in a thousand; nobody's are nobody's.
+fn check(all: &BTreeMap<String, Verdicts>, afterwards_too: bool, seen: &Seen) {
+    println!("{all:#?}");
+    let wrong: usize = all.values().map(|verdicts| verdicts.wrong).sum();
+    assert_eq!(wrong, 0, "{all:#?}\n{}", seen.output);
+    let known = all.iter().filter(|(way, _)| {
+        let way = way.as_str();
+        way != "nobody" && !UNKNOWN.contains(&way) && (afterwards_too || !AFTERWARDS.contains(&way))
+    });
+    let (right, none) = known.fold((0, 0), |(right, none), (_, verdicts)| {
+        (right + verdicts.right, none + verdicts.none)
+    });
+    assert!(
+        right > 0 && none * 1_000 <= right,
+        "{all:#?}\n{}",
+        seen.output
+    );
+    assert_eq!(all["nobody"].right, 0);
+    assert!(all["nobody"].none > 0);
+}
+
+/// uvloop and httptools on Debian's stripped interpreter: 20,000 calls and more.
+#[test]
+fn uvloop_httptools() {
+    if !can_run() {
+        return;
+    }
+    let services = Services::start(Loop::Uvloop, Http::Httptools, None, &[]);
+    let (all, seen) = services.judge(800, &[]);
+    check(&all, true, &seen);
+}
+
+/// asyncio and h11, likewise.
+#[test]
+fn asyncio_h11() {
+    if !can_run() {
+        return;
+    }
+    let services = Services::start(Loop::Asyncio, Http::H11, None, &[]);
+    let (all, seen) = services.judge(800, &[]);
+    check(&all, true, &seen);
+}
+
+/// Each request in a fresh context that is no copy: calls after the response have no owner then.
+#[test]
+fn reset_contextvars() {
+    if !can_run() {
+        return;
+    }
+    let args = ["--reset-contextvars"];
+    let services = Services::start(Loop::Uvloop, Http::Httptools, None, &args);
+    let (all, seen) = services.judge(150, &[]);
+    check(&all, false, &seen);
+}
+
+/// Other CPythons at hand.
+#[test]
+fn other_pythons() {
+    if !can_run() {
+        return;
+    }
+    for version in ["3.9", "3.10", "3.12", "3.13"] {
+        let Some(interpreter) = python(version) else {
+            println!("SKIPPED: identity on CPython {version}, which is not installed");
+            continue;
+        };
+        let venv = Venv::ensure(&interpreter, xtask::bed::venv::WEB).unwrap();
+        let services = Services::start(Loop::Asyncio, Http::Httptools, Some(&venv), &[]);
+        let (all, seen) = services.judge(60, &[]);
+        println!("CPython {version}");
+        check(&all, true, &seen);
+    }
+}
+
+/// The gate notices when a rung is missing: without lineage nothing is known, and without the ends of
+/// contexts links go wrong or missing.
+#[test]
+fn a_missing_rung_shows() {
+    if !can_run() {
+        return;
+    }
+    let args = ["--reset-contextvars"];
+    let services = Services::start(Loop::Uvloop, Http::Httptools, None, &args);
+    let (all, _) = services.judge(30, &["--no-lineage"]);
+    assert!(all.values().all(|verdicts| verdicts.right == 0), "{all:#?}");
+    let (all, _) = services.judge(60, &["--no-context-ends"]);
+    let (bad, good) = all
+        .iter()
+        .filter(|(way, _)| {
+            !AFTERWARDS.contains(&way.as_str()) && *way != "nobody" && *way != "executor"
+        })
+        .fold((0, 0), |(bad, good), (_, verdicts)| {
+            (bad + verdicts.wrong + verdicts.none, good + verdicts.right)
+        });
+    assert!(bad * 20 > good, "the missing ends did not show: {all:#?}");
+}
