@@ -100,7 +100,7 @@ fn spans() -> Vec<Span> {
         ..exchange()
     };
     let parent = Parent {
-        span: &plain,
+        span: &plain.reference(),
         link: Link::Exact,
     };
     let call = policy.span(&call, &shop, clock, Some(parent));
