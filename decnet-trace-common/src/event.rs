@@ -90,7 +90,8 @@ pub struct SockOp {
     /// The `PyContext*` that the thread had entered; 0 where unknown.
     pub context: u64,
     /// When the data read by this operation reached the socket, in nanoseconds of
-    /// `CLOCK_MONOTONIC`; 0 where the kernel does not tell. On reads that begin a head only.
+    /// `CLOCK_MONOTONIC`, late by up to two ticks of the kernel's clock; 0 where the kernel does not tell. On reads
+    /// that begin a head only.
     pub arrived: u64,
     /// The two ends; all zero unless [`flags::TUPLE`] is set.
     pub tuple: Tuple,

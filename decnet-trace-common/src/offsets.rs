@@ -34,8 +34,8 @@ pub struct KernelOffsets {
     pub inode_ino: u32,
     /// `struct inode.i_mode`
     pub inode_mode: u32,
-    /// `struct tcp_sock.tcp_clock_cache`; [`ABSENT`] where the kernel lacks it.
-    pub tcp_clock_cache: u32,
+    /// `struct inet_connection_sock.icsk_ack.lrcvtime`; [`ABSENT`] where the kernel lacks it.
+    pub icsk_lrcvtime: u32,
     /// `struct task_struct.signal`
     pub task_signal: u32,
     /// `struct signal_struct.live`

@@ -13,6 +13,10 @@ static KERNEL_OFFSETS: Global<KernelOffsets> = Global::new(ZERO);
 #[unsafe(no_mangle)]
 pub(crate) static RING_WAKE_BYTES: Global<u64> = Global::new(256 * 1024);
 
+/// How long a tick of the kernel's clock (a jiffy) is, in nanoseconds; 0 where that is not known.
+#[unsafe(no_mangle)]
+pub(crate) static TICK_NANOS: Global<u64> = Global::new(0);
+
 const ZERO: KernelOffsets = {
     // SAFETY: the struct is made of integers, for which zero is a value.
     unsafe { core::mem::zeroed() }

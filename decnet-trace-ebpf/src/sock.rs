@@ -1,9 +1,12 @@
 //! What a socket is: its name, its kind, its two ends.
 
-use aya_ebpf::helpers::bpf_get_current_task_btf;
+use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_jiffies64};
 use decnet_trace_common::{event::Tuple, offsets::ABSENT};
 
-use crate::{offsets::offset, read};
+use crate::{
+    offsets::{TICK_NANOS, offset},
+    read,
+};
 
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
@@ -146,16 +149,24 @@ pub(crate) fn tuple(sk: u64) -> Option<Tuple> {
     Some(tuple)
 }
 
-/// When the last packet reached a TCP socket, in nanoseconds of `CLOCK_MONOTONIC`; 0 where the kernel
+/// When the last data reached a TCP socket, in nanoseconds of `CLOCK_MONOTONIC`; 0 where the kernel
 /// does not tell.
 ///
-/// `tcp_clock_cache` (include/linux/tcp.h) is refreshed when a segment arrives and when one is sent.
-/// Between a request's arrival and its read neither happens as a rule, so it tells how long the
-/// request waited; where it errs, it errs towards a shorter wait.
+/// `lrcvtime` (include/net/inet_connection_sock.h) is the tick in which the last segment with data
+/// arrived; reads and writes leave it alone. (`tcp_clock_cache`, which is finer, is refreshed by the
+/// read itself.) Of the ticks between then and now, the whole ones are counted: a wait is told short by
+/// up to two.
 #[inline(always)]
-pub(crate) fn arrived(sock: &Sock) -> u64 {
-    if !sock.tcp || offset!(tcp_clock_cache) == ABSENT as usize {
+pub(crate) fn arrived(sock: &Sock, now: u64) -> u64 {
+    let tick = TICK_NANOS.load();
+    if !sock.tcp || tick == 0 || offset!(icsk_lrcvtime) == ABSENT as usize {
         return 0;
     }
-    read::kernel(sock.sk, offset!(tcp_clock_cache)).unwrap_or(0)
+    let Some(then) = read::kernel::<u32>(sock.sk, offset!(icsk_lrcvtime)) else {
+        return 0;
+    };
+    // SAFETY: the helper takes nothing and cannot fail.
+    let ticks = unsafe { bpf_jiffies64() } as u32;
+    let whole = ticks.wrapping_sub(then).saturating_sub(1);
+    now.saturating_sub(u64::from(whole) * tick)
 }

@@ -158,7 +158,7 @@ fn operation(
             scratch.op.flags |= flags::TUPLE;
         }
         if !call.send {
-            scratch.op.arrived = sock::arrived(sock);
+            scratch.op.arrived = sock::arrived(sock, scratch.op.header.ts);
         }
     }
     let payload = mask::<0x1fff>(u64::from(scratch.op.payload_len)) as usize;

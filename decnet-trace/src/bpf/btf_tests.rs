@@ -251,7 +251,7 @@ fn names_what_is_missing() {
     );
     for absent in [
         "fdtable.fd",
-        "tcp_sock.tcp_clock_cache",
+        "inet_connection_sock.icsk_ack.lrcvtime",
         "sock.__sk_common.skc_v6_daddr",
     ] {
         assert!(!names.iter().any(|name| name == absent), "{absent}");
@@ -274,7 +274,7 @@ fn agrees_with_the_c_compiler() {
         ("socket_alloc", "vfs_inode"),
         ("inode", "i_ino"),
         ("inode", "i_mode"),
-        ("tcp_sock", "tcp_clock_cache"),
+        ("inet_connection_sock", "icsk_ack.lrcvtime"),
         ("task_struct", "signal"),
         ("signal_struct", "live"),
         ("task_struct", "tgid"),

@@ -141,6 +141,7 @@ impl Bpf {
         let mut ebpf = EbpfLoader::new()
             .override_global("KERNEL_OFFSETS", &offsets, true)
             .override_global("RING_WAKE_BYTES", &wake, true)
+            .override_global("TICK_NANOS", &tick_nanos(), true)
             .load(object)
             .map_err(|error| refused("load the eBPF object", &error))?;
 
@@ -410,6 +411,18 @@ impl Bpf {
         aya_log::EbpfLogger::init(&mut self.ebpf)
             .map_err(|error| Error::failed(format!("cannot read the eBPF programs' log: {error}")))
     }
+}
+
+/// How long a tick of the kernel's clock is, in nanoseconds: the resolution of the clocks that it
+/// drives. 0 where the kernel does not tell.
+fn tick_nanos() -> u64 {
+    let mut tick = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `tick` is a timespec of ours to write to; if the call failed it would stay zero.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    u64::try_from(tick.tv_nsec).unwrap_or(0)
 }
 
 /// The best socket hooks that this kernel has.

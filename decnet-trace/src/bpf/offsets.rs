@@ -49,7 +49,7 @@ pub fn resolve_offsets(btf: &KernelBtf) -> Result<Resolved, MissingOffsets> {
     let optional = |structure, path| btf.member_offset(structure, path).unwrap_or(ABSENT);
 
     // The hooks hold a `struct sock *`, so the fields of the `struct sock_common` that it begins with
-    // are counted from the sock.
+    // are counted from the sock; so are those of the `struct inet_connection_sock` that begins with it.
     let offsets = KernelOffsets {
         sock_socket: need("sock", "sk_socket"),
         sock_type: need("sock", "sk_type"),
@@ -63,7 +63,7 @@ pub fn resolve_offsets(btf: &KernelBtf) -> Result<Resolved, MissingOffsets> {
         socket_inode: need("socket_alloc", "vfs_inode"),
         inode_ino: need("inode", "i_ino"),
         inode_mode: need("inode", "i_mode"),
-        tcp_clock_cache: optional("tcp_sock", "tcp_clock_cache"),
+        icsk_lrcvtime: optional("inet_connection_sock", "icsk_ack.lrcvtime"),
         task_signal: need("task_struct", "signal"),
         signal_live: need("signal_struct", "live"),
         task_tgid: need("task_struct", "tgid"),
