@@ -328,6 +328,9 @@ impl Dialog {
                     line_whole: memchr::memchr(b'\n', front).is_some(),
                 }));
                 seen.skip(front.len() as u64);
+            } else if conn.proven && matches!(http1::parse_cut(front), Parsed::NotHttp) {
+                // A few bytes of a head are in sight, and they do not tell which it is.
+                self.out_of_sight(conn, direction, seen, cx);
             } else {
                 // The rest of the operation is taken for the rest of the head.
                 let origin = Origin {

@@ -107,6 +107,23 @@ fn requests_out_of_sight() {
     );
 }
 
+/// Only the first letters of a request are in sight, behind the end of a body: its response must not
+/// go to the request behind it.
+#[test]
+fn requests_almost_out_of_sight() {
+    let head = "POST /begun HTTP/1.1\r\nContent-Length: 10\r\n\r\n";
+    let hidden = ["56789", "GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
+    both(
+        |w| {
+            w.request(&[A]).response(&[ok(0)]);
+            w.request(&[head, "01234", &hidden]).request(&[B]);
+            w.response(&[ok(0)]).response(&[ok(0)]).response(&[ok(0)]);
+            assert_eq!(w.counter("connections_lost"), 1);
+        },
+        &["GET /a 200 0+0 length", "POST /begun 200 10+0 length"],
+    );
+}
+
 /// A response out of sight behind a body: nothing more can be paired with certainty.
 #[test]
 fn responses_out_of_sight() {
