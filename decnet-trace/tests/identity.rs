@@ -2,6 +2,7 @@
 //! under another, never.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[expect(dead_code, reason = "other tests need more of it")]
 mod support;
 
 use std::{collections::BTreeMap, collections::HashMap, thread, time::Duration};

@@ -1,6 +1,7 @@
 //! Requests at full speed: every one becomes exactly one span, and each span is true.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[expect(dead_code, reason = "other tests need more of it")]
 mod support;
 
 use std::{collections::HashMap, time::Duration};

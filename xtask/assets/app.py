@@ -73,6 +73,19 @@ async def cpu(ms: float = 5):
     return {"turns": burn_outer(time.perf_counter() + ms / 1000)}
 
 
+@app.get("/block")
+async def block(ms: float = 100):
+    """Holds up the event loop, and says when it no longer did, in nanoseconds since the epoch."""
+    time.sleep(ms / 1000)
+    return time.time_ns()
+
+
+@app.head("/head")
+async def head():
+    """A response to HEAD, with the length of the body that it lacks."""
+    return Response(headers={"Content-Length": "1000"})
+
+
 @app.get("/error")
 async def error():
     raise RuntimeError("this route always fails")

@@ -16,7 +16,7 @@ use xtask::bed::process::{Folder, Process};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whether the end-to-end tests can run here: as root, with an eBPF object. Says why not.
-pub fn can_run() -> bool {
+pub(crate) fn can_run() -> bool {
     // SAFETY: the call takes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
         println!("SKIPPED: end-to-end tests need root");
@@ -40,14 +40,14 @@ pub fn can_run() -> bool {
 }
 
 /// An agent at work.
-pub struct Agent {
+pub(crate) struct Agent {
     process: Process,
     folder: Folder,
 }
 
 impl Agent {
     /// Starts `decnet-trace run ARGS` with a spans file, and waits until it has attached.
-    pub fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         let folder = Folder::new().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_decnet-trace"));
         command
@@ -65,32 +65,32 @@ impl Agent {
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
     }
 
     /// A path in its folder.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// What it has logged and printed.
-    pub fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         self.process.output().unwrap()
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         self.process.signal(signal);
     }
 
     /// Waits for its end.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         self.process.wait(PATIENCE).unwrap()
     }
 
     /// Tells it to stop, checks that it ends well, and reads what it wrote.
-    pub fn stop(mut self) -> Seen {
+    pub(crate) fn stop(mut self) -> Seen {
         self.process.signal(rustix::process::Signal::TERM);
         let status = self.wait();
         let output = self.output();
@@ -103,16 +103,16 @@ impl Agent {
 }
 
 /// What an agent saw.
-pub struct Seen {
+pub(crate) struct Seen {
     /// The spans.
-    pub spans: Vec<Span>,
+    pub(crate) spans: Vec<Span>,
     /// Its log, with the counters at the end.
-    pub output: String,
+    pub(crate) output: String,
 }
 
 impl Seen {
     /// A counter's total at the end.
-    pub fn counter(&self, name: &str) -> u64 {
+    pub(crate) fn counter(&self, name: &str) -> u64 {
         // The last line that names it has its total: ` name=+2 (7)`.
         let mark = format!(" {name}=+");
         let total = self.output.lines().rev().find_map(|line| {
@@ -125,20 +125,23 @@ impl Seen {
 
 /// A span of the file.
 #[derive(Clone, Debug)]
-pub struct Span {
-    pub id: String,
-    pub parent: String,
-    pub name: String,
-    pub kind: u64,
-    pub start: u64,
-    pub end: u64,
-    pub pid: u64,
+pub(crate) struct Span {
+    /// Its place in the file: a connection's requests stand there in their order, though times that
+    /// are the same may differ by some nanoseconds, as the wall clock drifts.
+    pub(crate) place: usize,
+    pub(crate) id: String,
+    pub(crate) parent: String,
+    pub(crate) name: String,
+    pub(crate) kind: u64,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) pid: u64,
     attributes: HashMap<String, Value>,
 }
 
 impl Span {
     /// A text attribute; empty where it is missing.
-    pub fn text(&self, name: &str) -> &str {
+    pub(crate) fn text(&self, name: &str) -> &str {
         self.attributes
             .get(name)
             .and_then(|value| value["stringValue"].as_str())
@@ -146,7 +149,7 @@ impl Span {
     }
 
     /// A number attribute.
-    pub fn int(&self, name: &str) -> Option<u64> {
+    pub(crate) fn int(&self, name: &str) -> Option<u64> {
         self.attributes
             .get(name)
             .and_then(|value| value["intValue"].as_str())
@@ -154,13 +157,13 @@ impl Span {
     }
 
     /// A fractional attribute.
-    pub fn float(&self, name: &str) -> Option<f64> {
+    pub(crate) fn float(&self, name: &str) -> Option<f64> {
         self.attributes.get(name)?["doubleValue"].as_f64()
     }
 }
 
 /// The spans of a file of OTLP/JSON lines.
-pub fn spans(path: &Path) -> Vec<Span> {
+pub(crate) fn spans(path: &Path) -> Vec<Span> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let attributes = |value: &Value| -> HashMap<String, Value> {
         value
@@ -188,6 +191,7 @@ pub fn spans(path: &Path) -> Vec<Span> {
                     let time = |name: &str| span[name].as_str().unwrap().parse().unwrap();
                     let id = |name: &str| span[name].as_str().unwrap_or_default().to_owned();
                     all.push(Span {
+                        place: all.len(),
                         id: id("spanId"),
                         parent: id("parentSpanId"),
                         name: span["name"].as_str().unwrap().to_owned(),

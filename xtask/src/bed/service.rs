@@ -65,6 +65,7 @@ pub struct Builder {
     app: PathBuf,
     venv: Option<Venv>,
     uds: bool,
+    host: String,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
 }
@@ -103,6 +104,12 @@ impl Builder {
     /// Listens on a Unix socket instead of TCP.
     pub fn uds(mut self) -> Self {
         self.uds = true;
+        self
+    }
+
+    /// Listens on this address instead of IPv4's loopback.
+    pub fn host(mut self, host: &str) -> Self {
+        self.host = host.to_owned();
         self
     }
 
@@ -155,7 +162,7 @@ impl Builder {
             uvicorn.arg("--uds").arg(&socket);
         } else {
             // The kernel picks a free port, and uvicorn says which.
-            uvicorn.args(["--host", "127.0.0.1", "--port", "0"]);
+            uvicorn.args(["--host", &self.host, "--port", "0"]);
         }
         if self.workers > 1 {
             uvicorn.args(["--workers", &self.workers.to_string()]);
@@ -206,6 +213,7 @@ impl Service {
             app: app(),
             venv: None,
             uds: false,
+            host: "127.0.0.1".to_owned(),
             args: Vec::new(),
             env: Vec::new(),
         }
