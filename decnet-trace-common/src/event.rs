@@ -233,14 +233,15 @@ pub mod sample_flags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PyFrame {
-    /// The `PyCodeObject*`.
+    /// The `PyCodeObject*`; 0 for a frame of the interpreter's own, which stands where C called into
+    /// Python (3.12 on).
     pub code: u64,
     /// The instruction: up to CPython 3.10 `f_lasti`, from 3.11 the instruction pointer. Decoded
     /// with the process's version.
     pub instr: u64,
 }
 
-/// A step in the descent of contexts, or in the hand-over of work between threads.
+/// A step in the descent of contexts.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
@@ -248,7 +249,7 @@ pub struct Lineage {
     pub header: Header,
     /// The `PyContext*` that the thread had entered; 0 where it had none.
     pub context: u64,
-    /// What [`Self::what`] says.
+    /// The `PyContext*` that [`Self::what`] speaks of.
     pub object: u64,
     /// A [`LineageWhat`].
     pub what: u32,
@@ -264,10 +265,6 @@ pub enum LineageWhat {
     Copied = 1,
     /// The context `object` ends; its address may be another's next.
     Ended = 2,
-    /// The thread puts `object` into a `queue.SimpleQueue`.
-    Put = 3,
-    /// The thread got `object` out of a `queue.SimpleQueue`.
-    Got = 4,
 }
 
 impl LineageWhat {
@@ -276,8 +273,6 @@ impl LineageWhat {
         Some(match raw {
             1 => Self::Copied,
             2 => Self::Ended,
-            3 => Self::Put,
-            4 => Self::Got,
             _ => return None,
         })
     }

@@ -1,8 +1,8 @@
-//! Which context descends from which, and which work goes to which thread: uprobes on CPython,
-//! attached to single processes and only while they need them.
+//! Which context descends from which: uprobes on CPython, attached to single processes and only while
+//! they need them.
 //!
-//! Return probes stand on functions alone that cannot switch C stacks: `PyContext_CopyCurrent`
-//! allocates an object; `SimpleQueue.get` waits for a lock.
+//! A return probe may stand on a function alone that cannot switch C stacks, as greenlets do:
+//! `PyContext_CopyCurrent` does nothing but make an object.
 
 use aya_ebpf::{
     macros::{uprobe, uretprobe},
@@ -13,7 +13,7 @@ use decnet_trace_common::{
     target::flags,
 };
 
-use crate::{emit, gate, python, read};
+use crate::{emit, gate, python};
 
 /// Return of `PyContext_CopyCurrent()`: the current context is still the parent's.
 #[uretprobe]
@@ -28,25 +28,6 @@ pub(crate) fn py_context_ended(ctx: ProbeContext) -> u32 {
     if let Some(context) = ctx.arg(0) {
         record(LineageWhat::Ended, context);
     }
-    0
-}
-
-/// Entry of `SimpleQueue.put` and `.put_nowait`, as CPython calls them: `(self, args, …)` with the item
-/// as the first of the arguments (METH_FASTCALL | METH_KEYWORDS).
-#[uprobe]
-pub(crate) fn py_queue_put(ctx: ProbeContext) -> u32 {
-    if let Some(args) = ctx.arg::<u64>(1)
-        && let Some(item) = read::user(args)
-    {
-        record(LineageWhat::Put, item);
-    }
-    0
-}
-
-/// Return of `SimpleQueue.get` and `.get_nowait`: the item, or null with an exception set.
-#[uretprobe]
-pub(crate) fn py_queue_got(ctx: RetProbeContext) -> u32 {
-    record(LineageWhat::Got, ctx.ret());
     0
 }
 

@@ -4,7 +4,7 @@
 //! An identity is a number of its own: a copy makes a new one at its address, an end leaves the
 //! address to the next. Work that a thread takes out of a queue keeps the identity of who put it in.
 
-use decnet_trace_common::event::{Lineage, LineageWhat};
+use decnet_trace_common::event::{Header, Lineage, LineageWhat};
 use rustc_hash::FxHashMap;
 
 /// Someone for whom code runs: a context in one life of its address.
@@ -58,23 +58,8 @@ pub struct Node {
 /// afterwards has no owner.
 pub const IDENTITIES_MAX: usize = 1 << 18;
 
-/// The most items under way between threads of a process that are remembered.
-const ITEMS_MAX: usize = 1 << 14;
-
 /// The most live contexts of a process that are remembered.
 const CONTEXTS_MAX: usize = 1 << 17;
-
-/// The most threads of a process that are remembered.
-const THREADS_MAX: usize = 1 << 14;
-
-/// What was lost for want of room.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lost {
-    /// Identities forgotten.
-    pub identities: u64,
-    /// Items whose hand-over was forgotten.
-    pub items: u64,
-}
 
 /// All identities of all processes.
 #[derive(Debug)]
@@ -84,7 +69,7 @@ pub struct Identities {
     nodes: Vec<(Identity, Node)>,
     max: usize,
     next: u64,
-    lost: Lost,
+    evicted: u64,
 }
 
 #[derive(Debug, Default)]
@@ -93,17 +78,6 @@ struct Process {
     armed: Option<u64>,
     /// Who lives at an address now.
     contexts: FxHashMap<u64, Identity>,
-    threads: FxHashMap<u32, Thread>,
-    /// Who put an item into a queue that nobody has taken out yet.
-    items: FxHashMap<u64, Identity>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Thread {
-    /// Whose work it took out of a queue last.
-    work: Identity,
-    /// The context it was in when it did: its own, not the work's.
-    idle_context: u64,
 }
 
 impl Default for Identities {
@@ -120,19 +94,19 @@ impl Identities {
             nodes: Vec::new(),
             max: max.max(1),
             next: 1,
-            lost: Lost::default(),
+            evicted: 0,
         }
     }
 
     /// Takes note of a step in the descent of contexts.
     pub fn on_lineage(&mut self, step: &Lineage) {
-        let (tgid, tid) = (step.header.tgid, step.header.tid);
+        let Header { tgid, ts, .. } = step.header;
         match LineageWhat::from_u32(step.what) {
             Some(LineageWhat::Copied) => {
-                let parent = self.resolve(tgid, tid, step.context, step.header.ts);
+                let parent = self.resolve(tgid, step.context, ts);
                 let child = self.add(Node {
                     parent,
-                    since: step.header.ts,
+                    since: ts,
                     origin: Origin::Copied,
                 });
                 self.process(tgid).contexts.insert(step.object, child);
@@ -140,38 +114,13 @@ impl Identities {
             Some(LineageWhat::Ended) => {
                 self.process(tgid).contexts.remove(&step.object);
             }
-            Some(LineageWhat::Put) => {
-                let who = self.resolve(tgid, tid, step.context, step.header.ts);
-                let items = &mut self.process(tgid).items;
-                let full = items.len() >= ITEMS_MAX;
-                if full {
-                    // Items that nobody took: their queues are gone.
-                    items.clear();
-                }
-                items.insert(step.object, who);
-                if full {
-                    self.lost.items += ITEMS_MAX as u64;
-                }
-            }
-            Some(LineageWhat::Got) => {
-                let process = self.process(tgid);
-                let who = process.items.remove(&step.object).unwrap_or_default();
-                let thread = process.threads.entry(tid).or_default();
-                thread.work = who;
-                thread.idle_context = step.context;
-            }
             None => {}
         }
     }
 
     /// The identity for which a thread that has entered `context` (0: none) runs at `ts`.
-    pub fn resolve(&mut self, tgid: u32, tid: u32, context: u64, ts: u64) -> Identity {
+    pub fn resolve(&mut self, tgid: u32, context: u64, ts: u64) -> Identity {
         let process = self.process(tgid);
-        if let Some(thread) = process.threads.get(&tid)
-            && context == thread.idle_context
-        {
-            return thread.work;
-        }
         // An address seen before its ends are told may have been another's since.
         if context == 0 || process.armed.is_some_and(|armed| ts < armed) {
             return Identity::UNKNOWN;
@@ -213,9 +162,9 @@ impl Identities {
         self.processes.insert(tgid, process);
     }
 
-    /// What was lost for want of room.
-    pub const fn lost(&self) -> Lost {
-        self.lost
+    /// Identities forgotten for want of room.
+    pub const fn evicted(&self) -> u64 {
+        self.evicted
     }
 
     /// The process's state, kept within its bounds: where addresses are never said to end, all of them
@@ -223,11 +172,8 @@ impl Identities {
     fn process(&mut self, tgid: u32) -> &mut Process {
         let process = self.processes.entry(tgid).or_default();
         if process.contexts.len() >= CONTEXTS_MAX {
-            self.lost.identities += process.contexts.len() as u64;
+            self.evicted += process.contexts.len() as u64;
             process.contexts.clear();
-        }
-        if process.threads.len() >= THREADS_MAX {
-            process.threads.clear();
         }
         process
     }
@@ -242,7 +188,7 @@ impl Identities {
         let slot = self.slot(identity);
         if slot < self.nodes.len() {
             self.nodes[slot] = (identity, node);
-            self.lost.identities += 1;
+            self.evicted += 1;
         } else {
             // The first round fills the slots in order; slot 0 belongs to the last of it.
             while self.nodes.len() < slot {

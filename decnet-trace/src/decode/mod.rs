@@ -16,7 +16,7 @@ pub enum Event<'a> {
     Proc(event::Proc),
     /// A CPU sample and its stacks.
     Sample(event::Sample, Frames<'a>),
-    /// A context copied or ended, or work handed to another thread.
+    /// A context copied or ended.
     Lineage(event::Lineage),
 }
 

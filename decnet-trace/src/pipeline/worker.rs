@@ -467,9 +467,7 @@ impl Worker {
         all.push(("records_lost_undecoded", self.decoder.undecoded));
         all.push(("exchanges_lost_unknown_process", self.unknown_process));
         all.extend(self.calls.counters());
-        let lost = self.decoder.identities.lost();
-        all.push(("identities_evicted", lost.identities));
-        all.push(("handovers_evicted", lost.items));
+        all.push(("identities_evicted", self.decoder.identities.evicted()));
         all.push((
             "discovery_notices_overflowed",
             self.discovery.as_ref().map_or(0, DiscoveryThread::lost),
@@ -507,7 +505,7 @@ impl Worker {
                 start: self.started_unix,
                 duration,
                 command: self.processes.names(),
-                lost: dropped.stacks_full + dropped.processes_full,
+                lost: dropped.stacks_full + dropped.processes_full + self.ring_lost,
             };
             collect(aggregator.take(), &self.symbolizer, meta, SYMBOLIZE_MAX)
         });
@@ -552,10 +550,10 @@ impl Decoder {
     fn record(&mut self, bytes: &[u8], discovery: Option<&DiscoveryThread>) {
         match decode(bytes) {
             Ok(Event::SockOp(mut op, payload)) => {
-                let Header { tgid, tid, ts, .. } = op.header;
+                let Header { tgid, ts, .. } = op.header;
                 if op.flags & sock_flags::HEAD != 0 {
                     // From here on the context's address, which is reused, is a number that is not.
-                    let identity = self.identities.resolve(tgid, tid, op.context, ts);
+                    let identity = self.identities.resolve(tgid, op.context, ts);
                     op.context = identity.to_bits();
                 }
                 self.correlator

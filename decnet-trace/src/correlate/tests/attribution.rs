@@ -22,12 +22,11 @@ impl Story {
         story
     }
 
-    fn step(&mut self, at: u64, tid: u32, what: LineageWhat, context: u64, object: u64) {
+    fn step(&mut self, at: u64, what: LineageWhat, context: u64, object: u64) {
         self.identities.on_lineage(&Lineage {
             header: Header {
                 ts: at,
                 tgid: TGID,
-                tid,
                 ..Header::default()
             },
             context,
@@ -39,16 +38,16 @@ impl Story {
 
     /// `child` is made, a copy of `parent`.
     fn copy(&mut self, at: u64, parent: u64, child: u64) {
-        self.step(at, 1, LineageWhat::Copied, parent, child);
+        self.step(at, LineageWhat::Copied, parent, child);
     }
 
     fn end(&mut self, at: u64, context: u64) {
-        self.step(at, 1, LineageWhat::Ended, 0, context);
+        self.step(at, LineageWhat::Ended, 0, context);
     }
 
     /// Who runs in a context at a time.
     fn who(&mut self, at: u64, context: u64) -> Identity {
-        self.identities.resolve(TGID, 1, context, at)
+        self.identities.resolve(TGID, context, at)
     }
 
     /// A request that was read and answered by these, between these times.
@@ -269,30 +268,6 @@ fn pipelined_and_unanswered() {
     assert_eq!(story.verdicts(), [("second's", None)]);
 }
 
-/// Work taken out of a queue is that of who put it in, until the thread takes the next.
-#[test]
-fn work_of_a_queue() {
-    let mut story = Story::new();
-    let reader = story.who(10, 0xA);
-    story.copy(11, 0xA, 0xC);
-    story.step(12, 1, LineageWhat::Put, 0xC, 0x1001);
-    story.step(13, 2, LineageWhat::Got, 0, 0x1001);
-    let worker = story.identities.resolve(TGID, 2, 0, 14);
-    story.attribution.call(
-        TGID,
-        Call {
-            identity: worker,
-            at: 14,
-            what: "work",
-        },
-    );
-    story.step(15, 2, LineageWhat::Got, 0, 0x2002);
-    assert!(story.identities.resolve(TGID, 2, 0, 16).is_unknown());
-    let responder = story.who(20, 0xC);
-    story.served(1, reader, responder, (10, 20));
-    assert_eq!(story.verdicts(), [("work", Some(0))]);
-}
-
 /// A call waits while a request is under way that began before it; for ever it does not.
 #[test]
 fn waiting() {
@@ -325,5 +300,5 @@ fn forgotten_identities() {
         story.copy(30 + n, 0xA, 0x100 + n);
     }
     assert_eq!(story.verdicts(), [("call", None)]);
-    assert!(story.identities.lost().identities > 0);
+    assert!(story.identities.evicted() > 0);
 }
