@@ -12,6 +12,7 @@ use super::run::TargetArgs;
 use crate::{
     discover::{Judged, Listen, Runtime, WhyNot, survey},
     error::{Error, Exit, Result},
+    python::{Inspection, Inspector},
 };
 
 /// How wide lines are that go to no terminal: as long as they are.
@@ -55,10 +56,17 @@ pub(super) fn run(args: &PsArgs) -> Result<Exit> {
 fn list(args: &PsArgs, out: &mut impl Write, width: usize, coloured: bool) -> Result<Exit> {
     let selector = args.targets.selector()?;
     let judged = survey(&selector, std::process::id());
+    let mut inspector = Inspector::new();
     let rows: Vec<Row<'_>> = judged
         .iter()
         .filter(|one| args.all || one.is_python || one.verdict.is_ok())
-        .map(Row::new)
+        .map(|one| Row {
+            python: one
+                .is_python
+                .then(|| objection(&mut inspector, one.pid))
+                .flatten(),
+            ..Row::new(one)
+        })
         .collect();
     let written = if args.json {
         serde_json::to_writer_pretty(&mut *out, &rows)
@@ -83,6 +91,15 @@ fn list(args: &PsArgs, out: &mut impl Write, width: usize, coloured: bool) -> Re
         ));
     }
     Ok(Exit::Done)
+}
+
+/// What stands against looking into a process's interpreter, if anything does.
+fn objection(inspector: &mut Inspector, pid: u32) -> Option<String> {
+    match inspector.inspect(pid) {
+        Inspection::Unsupported(why) => Some(format!("unsupported: {why}")),
+        Inspection::Starting(why) => Some(format!("not ready: {why}")),
+        Inspection::Python(_) | Inspection::NotPython | Inspection::Unreadable(_) => None,
+    }
 }
 
 /// A process as it is shown.

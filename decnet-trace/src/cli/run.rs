@@ -248,9 +248,15 @@ fn otlp(args: &RunArgs) -> Result<Option<OtlpConfig>> {
         return Ok(None);
     };
     let mut config = OtlpConfig::new(endpoint);
+    config.apply_env(|name| std::env::var(name).ok())?;
     config.protocol = args.otlp_protocol.unwrap_or_default();
-    config.headers = args.otlp_headers.clone().unwrap_or_default();
-    config.certificate = args.otlp_certificate.clone();
+    // Flags come before the environment; clap has read the variable that each stands for.
+    if let Some(headers) = &args.otlp_headers {
+        config.headers = headers.clone();
+    }
+    if let Some(certificate) = &args.otlp_certificate {
+        config.certificate = Some(certificate.clone());
+    }
     Ok(Some(config))
 }
 
