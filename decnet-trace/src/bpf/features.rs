@@ -19,7 +19,7 @@ use super::{
 };
 use crate::error::Error;
 
-/// The oldest kernel that is served: the first with `bpf_task_pt_regs` and attach cookies.
+/// The oldest kernel that is served: the first with `bpf_task_pt_regs`.
 pub const MIN_KERNEL: (u32, u32) = (5, 15);
 
 /// The inode of the initial pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
@@ -154,22 +154,10 @@ pub struct Features {
     pub sock_state: Answer,
     /// The tracepoints `sched_process_fork`, `_exec` and `_exit`.
     pub process_tracepoints: Answer,
-    /// The tracepoint `sched_switch`.
-    pub sched_switch: Answer,
-    /// The tracepoint `sk_data_ready`.
-    pub data_ready: Answer,
     /// The perf event `cpu-clock`, on all processes of a CPU.
     pub cpu_clock: Answer,
-    /// The perf event `cycles`, which needs a hardware PMU.
-    pub cpu_cycles: Answer,
     /// Uprobes through perf events.
     pub uprobes: Answer,
-    /// Links that attach many uprobes at once.
-    pub uprobe_multi: Answer,
-    /// Attach cookies.
-    pub attach_cookie: Answer,
-    /// The helper `bpf_loop`.
-    pub bpf_loop: Answer,
     /// Run-time statistics of programs.
     pub run_stats: Answer,
 }
@@ -242,30 +230,14 @@ impl Features {
                 "sched_process_exec",
                 "sched_process_exit",
             ]),
-            sched_switch: tracepoints(&["sched_switch"]),
-            data_ready: tracepoints(&["sk_data_ready"]),
             cpu_clock: Answer::from_io(open_perf_event(
                 PERF_TYPE_SOFTWARE,
                 PERF_COUNT_SW_CPU_CLOCK,
-            )),
-            cpu_cycles: Answer::from_io(open_perf_event(
-                PERF_TYPE_HARDWARE,
-                PERF_COUNT_HW_CPU_CYCLES,
             )),
             uprobes: Answer::from_bool(
                 Path::new("/sys/bus/event_source/devices/uprobe/type").exists(),
                 "",
             ),
-            // The link's own type shows that the kernel can make one.
-            uprobe_multi: match &btf {
-                Ok(btf) => Answer::from_bool(btf.has_struct("bpf_uprobe_multi_link"), ""),
-                Err(_) => Answer::Unknown("no BTF".to_owned()),
-            },
-            attach_cookie: helper(
-                ProgramType::PerfEvent,
-                BpfHelper::BPF_FUNC_get_attach_cookie,
-            ),
-            bpf_loop: helper(ProgramType::RawTracePoint, BpfHelper::BPF_FUNC_loop),
             run_stats: Answer::from_probe(enable_stats(Stats::RunTime).map(|_| true)),
             btf: match btf {
                 Ok(_) => Answer::Yes,
@@ -342,9 +314,7 @@ const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
 /// Perf events (include/uapi/linux/perf_event.h).
-const PERF_TYPE_HARDWARE: u32 = 0;
 const PERF_TYPE_SOFTWARE: u32 = 1;
-const PERF_COUNT_HW_CPU_CYCLES: u64 = 0;
 const PERF_COUNT_SW_CPU_CLOCK: u64 = 0;
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 
@@ -528,12 +498,9 @@ mod tests {
             assert_eq!(error.exit(), crate::error::Exit::Unsupported);
             assert!(error.to_string().contains(named), "{error}");
         }
-        let optional: [Break; 6] = [
+        let optional: [Break; 3] = [
             |f, a| f.sock_tracepoints = a,
             |f, a| f.syscall_tracepoints = a,
-            |f, a| f.cpu_cycles = a,
-            |f, a| f.uprobe_multi = a,
-            |f, a| f.bpf_loop = a,
             |f, a| f.run_stats = a,
         ];
         for change in optional {

@@ -180,59 +180,11 @@ fn checks(features: &Features) -> Vec<Check<'_>> {
             ],
         ),
         optional(
-            "hardware PMU",
-            &f.cpu_cycles,
-            [
-                "CPU cycles can be counted",
-                "as in most virtual machines; CPU samples come by the clock",
-            ],
-        ),
-        optional(
-            "tracepoint sched_switch",
-            &f.sched_switch,
-            [
-                "tells of threads that block",
-                "waits do not show in profiles",
-            ],
-        ),
-        optional(
-            "tracepoint sk_data_ready",
-            &f.data_ready,
-            [
-                "tells when a request reached its socket",
-                "since Linux 6.3; the time a request waits before it is read may not show",
-            ],
-        ),
-        optional(
             "uprobes",
             &f.uprobes,
             [
                 "follow requests across tasks and threads of Python",
-                "needs CONFIG_UPROBE_EVENTS=y; calls made in other tasks than the request's get no parent",
-            ],
-        ),
-        optional(
-            "uprobe_multi",
-            &f.uprobe_multi,
-            [
-                "many uprobes attach at once",
-                "since Linux 6.6; uprobes attach one by one",
-            ],
-        ),
-        optional(
-            "attach cookies",
-            &f.attach_cookie,
-            [
-                "one program serves many uprobes",
-                "uprobes are told apart by their addresses",
-            ],
-        ),
-        optional(
-            "bpf_loop",
-            &f.bpf_loop,
-            [
-                "walks stacks of Python in a loop",
-                "since Linux 5.17; a loop of bounded length stands in",
+                "needs CONFIG_UPROBE_EVENTS=y; calls get no parent",
             ],
         ),
         optional(
@@ -345,14 +297,14 @@ mod tests {
     fn explains_itself() {
         let mut features = Features::probe();
         features.sock_tracepoints = Answer::No(String::new());
-        features.cpu_cycles = Answer::No("No such file".to_owned());
+        features.run_stats = Answer::No("No such call".to_owned());
         let shown = text(&features, false);
         assert!(
             shown.contains("the system call tracepoints stand in"),
             "{shown}"
         );
         assert!(
-            shown.contains("CPU samples come by the clock (No such file)"),
+            shown.contains("what the programs cost is not shown (No such call)"),
             "{shown}"
         );
         assert!(!shown.contains('\x1b') && text(&features, true).contains('\x1b'));
