@@ -88,15 +88,40 @@ impl Processes {
         let resources = &self.resources;
         self.waiting
             .extract_if(.., |(since, exchange)| {
-                all || resources.contains_key(&exchange.tgid) || now - *since > PATIENCE
+                all || resources.contains_key(&exchange.tgid)
+                    || now.saturating_sub(*since) > PATIENCE
             })
             .map(|(_, exchange)| exchange)
             .collect()
     }
 
-    /// Forgets processes that ended long ago.
+    /// Forgets processes that ended long ago. (One may have ended after the round's `now`.)
     pub(super) fn sweep(&mut self, now: u64) {
-        self.resources
-            .retain(|_, known| known.ended.is_none_or(|ended| now - ended < REMEMBER));
+        self.resources.retain(|_, known| {
+            known
+                .ended
+                .is_none_or(|ended| now.saturating_sub(ended) < REMEMBER)
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process that ended after the round began is remembered, and forgotten a minute later.
+    #[test]
+    fn remembers_for_a_while() {
+        let mut processes = Processes::default();
+        processes.add(Arc::new(Resource {
+            tgid: 7,
+            service_name: "a".into(),
+            attributes: Vec::new(),
+        }));
+        processes.end(7, 1_000);
+        processes.sweep(999);
+        assert!(processes.resource(7).is_some());
+        processes.sweep(1_000 + REMEMBER);
+        assert!(processes.resource(7).is_none());
     }
 }
