@@ -7,7 +7,10 @@ use std::{
 };
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+};
 
 use crate::{
     bpf::load::LoadOptions,
@@ -218,10 +221,10 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
                 ..Default::default()
             }),
     };
+    let stop = Stop::watch()?;
     let pipeline = Pipeline::start(config)?;
-    let stopped = wait(&pipeline, args.duration.map(Duration::from_secs));
+    stop.wait(&pipeline, args.duration.map(Duration::from_secs));
     let outcome = pipeline.finish()?;
-    stopped?;
     let written = args
         .profile_out
         .as_ref()
@@ -260,29 +263,55 @@ fn otlp(args: &RunArgs) -> Result<Option<OtlpConfig>> {
     Ok(Some(config))
 }
 
-/// Waits for a signal, the end of the time, or the end of the pipeline.
-pub(super) fn wait(pipeline: &Pipeline, duration: Option<Duration>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::failed(format!("cannot start the signal handler: {error}")))?;
-    let deadline = duration.map(|duration| Instant::now() + duration);
-    runtime.block_on(async {
+/// What tells the agent to stop.
+struct Stop {
+    runtime: Runtime,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    /// Watches for signals from now on: one that comes while the hooks are attached must not end the
+    /// process with all that was seen.
+    fn watch() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::failed(format!("cannot start the signal handler: {error}")))?;
         let failed = |error| Error::failed(format!("cannot watch for signals: {error}"));
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let mut tick = tokio::time::interval(Duration::from_millis(200));
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
-                () = until(deadline) => return Ok(()),
-                _ = tick.tick() => if pipeline.is_finished() {
-                    return Ok(());
-                },
+        let entered = runtime.enter();
+        let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        drop(entered);
+        Ok(Self {
+            runtime,
+            interrupt,
+            terminate,
+        })
+    }
+
+    /// Waits for a signal, the end of the time, or the end of the pipeline.
+    fn wait(self, pipeline: &Pipeline, duration: Option<Duration>) {
+        let Self {
+            runtime,
+            mut interrupt,
+            mut terminate,
+        } = self;
+        let deadline = duration.map(|duration| Instant::now() + duration);
+        runtime.block_on(async {
+            let mut tick = tokio::time::interval(Duration::from_millis(200));
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => return,
+                    _ = terminate.recv() => return,
+                    () = until(deadline) => return,
+                    _ = tick.tick() => if pipeline.is_finished() {
+                        return;
+                    },
+                }
             }
-        }
-    })
+        });
+    }
 }
 
 async fn until(deadline: Option<Instant>) {
