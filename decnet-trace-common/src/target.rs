@@ -30,6 +30,12 @@ pub mod flags {
     pub const LINEAGE: u32 = 1 << 3;
     /// Put in by the kernel side itself when a traced process forked.
     pub const INHERITED: u32 = 1 << 2;
+    /// A sample has the native frames of user space.
+    pub const NATIVE: u32 = 1 << 4;
+    /// A sample has the kernel's frames.
+    pub const KERNEL: u32 = 1 << 5;
+    /// Processes that it forks are traced as it is.
+    pub const CHILDREN: u32 = 1 << 6;
 }
 
 /// What the user side can change while the programs run: the value of a one-entry map.

@@ -55,6 +55,9 @@ fn try_fork(ctx: &BtfTracePointContext) -> Option<()> {
         return None;
     }
     let mut target = *gate::target(current.tgid)?;
+    if target.flags & flags::CHILDREN == 0 {
+        return None;
+    }
     target.flags |= flags::INHERITED;
     if TARGETS.insert(tgid, target, 0).is_err() {
         count(Counter::TargetsFull);

@@ -43,22 +43,30 @@ fn try_cpu_sample(ctx: &PerfEventContext) -> Option<()> {
         ..Sample::default()
     };
     let frames = scratch.frames.as_mut_ptr();
-    // SAFETY: the verifier bounds the writes by the sizes given.
-    let kernel = unsafe { bpf_get_stack(ctx.as_ptr(), frames.cast(), KERNEL_BYTES, 0) };
+    let kernel = if target.flags & target::flags::KERNEL == 0 {
+        0
+    } else {
+        // SAFETY: the verifier bounds the writes by the sizes given.
+        unsafe { bpf_get_stack(ctx.as_ptr(), frames.cast(), KERNEL_BYTES, 0) }
+    };
     let kernel = if kernel < 0 {
         // A sample that interrupted user code has no kernel stack; that is no failure.
         0
     } else {
         mask::<0x3ff>(kernel as u64)
     };
-    // SAFETY: `kernel` is below 1,024, and the room is far larger.
-    let user = unsafe {
-        bpf_get_stack(
-            ctx.as_ptr(),
-            frames.add(kernel as usize).cast(),
-            USER_BYTES,
-            u64::from(BPF_F_USER_STACK),
-        )
+    let user = if target.flags & target::flags::NATIVE == 0 {
+        0
+    } else {
+        // SAFETY: `kernel` is below 1,024, and the room is far larger.
+        unsafe {
+            bpf_get_stack(
+                ctx.as_ptr(),
+                frames.add(kernel as usize).cast(),
+                USER_BYTES,
+                u64::from(BPF_F_USER_STACK),
+            )
+        }
     };
     let user = if user < 0 {
         count(Counter::UserStack);

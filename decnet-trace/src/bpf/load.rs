@@ -197,21 +197,24 @@ impl Bpf {
         })
     }
 
-    /// Attaches the hooks: processes first, so that no child of a target is missed, sockets next,
-    /// samples last.
+    /// Attaches the hooks: processes first, so that no child of a target is missed, sockets next
+    /// (where `sockets` asks for them), samples last.
     ///
     /// # Errors
     ///
     /// When the kernel refuses one.
-    pub fn attach(&mut self) -> Result<()> {
+    pub fn attach(&mut self, sockets: bool) -> Result<()> {
         let mut names = vec![
             "sched_process_fork",
             "sched_process_exec",
             "sched_process_exit",
-            "inet_sock_set_state",
         ];
         let Self { ebpf, links, .. } = self;
+        if sockets {
+            names.push("inet_sock_set_state");
+        }
         match self.sock_hooks {
+            _ if !sockets => {}
             SockHooks::Tracepoints => names.extend(["sock_send_length", "sock_recv_length"]),
             SockHooks::Syscalls => {
                 let program = program::<TracePoint>(ebpf, "sys_exit_io")?;

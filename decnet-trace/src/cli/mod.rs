@@ -1,10 +1,16 @@
 //! The command line: one file per verb.
 
+mod alive;
+mod child;
 mod completions;
 mod doctor;
 mod dump;
 mod ps;
+mod record;
+mod report;
 mod run;
+mod sampling;
+mod wait;
 
 use clap::{Parser, Subcommand};
 
@@ -32,6 +38,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(run::RunArgs),
+    Record(record::RecordArgs),
     Dump(dump::DumpArgs),
     Ps(ps::PsArgs),
     Doctor(doctor::DoctorArgs),
@@ -48,6 +55,7 @@ impl Cli {
     pub fn run(self) -> Result<Exit> {
         match self.verb {
             Verb::Run(args) => run::run(args),
+            Verb::Record(args) => record::run(args),
             Verb::Dump(args) => dump::run(&args),
             Verb::Ps(args) => ps::run(&args),
             Verb::Doctor(args) => doctor::run(&args),

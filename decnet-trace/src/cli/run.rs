@@ -7,11 +7,8 @@ use std::{
 };
 
 use clap::Args;
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{Signal, SignalKind, signal},
-};
 
+use super::wait::Stop;
 use crate::{
     bpf::load::LoadOptions,
     discover::Selector,
@@ -32,7 +29,7 @@ use crate::{
 };
 
 /// The most samples per second and CPU.
-const RATE_MAX: u32 = 999;
+pub(super) const RATE_MAX: u32 = 999;
 
 /// How many routes the table shows.
 const ROWS: usize = 40;
@@ -220,10 +217,14 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
                 kernel: true,
                 ..Default::default()
             }),
+        interval: None,
     };
     let stop = Stop::watch()?;
     let pipeline = Pipeline::start(config)?;
-    stop.wait(&pipeline, args.duration.map(Duration::from_secs));
+    let deadline = args
+        .duration
+        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    stop.until(deadline, || pipeline.is_finished());
     let outcome = pipeline.finish()?;
     let written = args
         .profile_out
@@ -261,64 +262,6 @@ fn otlp(args: &RunArgs) -> Result<Option<OtlpConfig>> {
         config.certificate = Some(certificate.clone());
     }
     Ok(Some(config))
-}
-
-/// What tells the agent to stop.
-struct Stop {
-    runtime: Runtime,
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    /// Watches for signals from now on: one that comes while the hooks are attached must not end the
-    /// process with all that was seen.
-    fn watch() -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Error::failed(format!("cannot start the signal handler: {error}")))?;
-        let failed = |error| Error::failed(format!("cannot watch for signals: {error}"));
-        let entered = runtime.enter();
-        let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        let terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        drop(entered);
-        Ok(Self {
-            runtime,
-            interrupt,
-            terminate,
-        })
-    }
-
-    /// Waits for a signal, the end of the time, or the end of the pipeline.
-    fn wait(self, pipeline: &Pipeline, duration: Option<Duration>) {
-        let Self {
-            runtime,
-            mut interrupt,
-            mut terminate,
-        } = self;
-        let deadline = duration.map(|duration| Instant::now() + duration);
-        runtime.block_on(async {
-            let mut tick = tokio::time::interval(Duration::from_millis(200));
-            loop {
-                tokio::select! {
-                    _ = interrupt.recv() => return,
-                    _ = terminate.recv() => return,
-                    () = until(deadline) => return,
-                    _ = tick.tick() => if pipeline.is_finished() {
-                        return;
-                    },
-                }
-            }
-        });
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Prints what a person wants to see at the end.

@@ -15,7 +15,7 @@ use super::{
     procfs,
     resource::{self, Host, Overrides},
     runtime::{Runtime, Runtimes, looks_like_python},
-    select::Selector,
+    select::{Children, Selector},
 };
 use crate::span::Resource;
 
@@ -174,19 +174,23 @@ impl Discovery {
         if pid == self.own_tgid {
             return;
         }
+        let mut look = Look::after(Duration::ZERO);
         let inherited = self.looks.get(&pid).is_some_and(|look| look.inherited);
-        if inherited {
+        if inherited && let Some(before) = self.looks.remove(&pid) {
             // The kernel side took it over from its parent, for a program that it no longer runs.
-            self.looks.remove(&pid);
             self.changes
                 .push(Change::Untrace(pid, UntraceReason::Executed));
+            if self.selector.children() == Children::All {
+                look.forked_by = before.forked_by;
+            }
         }
-        if self.traced.contains_key(&pid)
+        if look.forked_by.is_some()
+            || self.traced.contains_key(&pid)
             || self.selector.has_names()
             || self.selector.pids().contains(&pid)
             || procfs::exe(pid).is_ok_and(|exe| looks_like_python(&exe))
         {
-            self.look_at(pid, Look::after(Duration::ZERO));
+            self.look_at(pid, look);
         }
     }
 

@@ -8,7 +8,7 @@ use super::{
     process::{Seen, file_name},
     procfs::{self, Stat},
     runtime::{Runtime, Runtimes, looks_like_python},
-    select::Selector,
+    select::{Children, Selector},
 };
 
 /// Why a process is traced.
@@ -231,7 +231,11 @@ impl Judge<'_> {
         }
         let is_worker = command.is_some_and(Command::is_multiprocessing_child);
         parent
-            .filter(|parent| parent.image == seen.stat.image || is_worker)
+            .filter(|parent| match selector.children() {
+                Children::None => false,
+                Children::Workers => parent.image == seen.stat.image || is_worker,
+                Children::All => true,
+            })
             .map(|parent| Why::ChildOf(parent.pid))
     }
 

@@ -25,6 +25,6 @@ pub use self::{
     process::Process,
     resource::Overrides,
     runtime::{PyVersion, Runtime},
-    select::{Selector, SelectorError},
+    select::{Children, Selector, SelectorError},
     survey::{Judged, survey},
 };

@@ -13,12 +13,25 @@ pub struct SelectorError {
     reason: String,
 }
 
+/// Which children of the processes asked for are traced with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Children {
+    /// None.
+    None,
+    /// Those that run the same program: workers of a server.
+    #[default]
+    Workers,
+    /// All of them, and theirs, whatever they run.
+    All,
+}
+
 /// What `--pid`, `--name` and `--port` ask for; without any of them, every Python web server.
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
     pids: Vec<u32>,
     names: GlobSet,
     ports: Vec<u16>,
+    children: Children,
 }
 
 impl Selector {
@@ -43,7 +56,20 @@ impl Selector {
             pids: pids.to_vec(),
             names,
             ports: ports.to_vec(),
+            children: Children::default(),
         })
+    }
+
+    /// The same, with these children.
+    #[must_use]
+    pub fn with_children(mut self, children: Children) -> Self {
+        self.children = children;
+        self
+    }
+
+    /// Which children are traced with the processes asked for.
+    pub const fn children(&self) -> Children {
+        self.children
     }
 
     /// Whether nothing was asked for in particular.

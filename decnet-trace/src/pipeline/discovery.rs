@@ -37,6 +37,8 @@ pub(super) enum Finding {
     Python(Box<PyProcess>),
     /// A traced process's CPython is not supported, for this reason.
     Unsupported(u32, String),
+    /// A traced process runs no CPython.
+    NotPython(u32),
 }
 
 /// Something happened to a process.
@@ -166,7 +168,7 @@ impl Looks {
                 )),
             },
             Inspection::Unsupported(why) => out.push(Finding::Unsupported(pid, why.to_string())),
-            Inspection::NotPython => {}
+            Inspection::NotPython => out.push(Finding::NotPython(pid)),
             Inspection::Unreadable(error) => {
                 out.push(Finding::Unsupported(pid, error.to_string()));
             }

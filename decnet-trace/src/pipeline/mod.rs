@@ -4,6 +4,8 @@
 
 mod calls;
 mod discovery;
+mod intervals;
+mod live;
 mod outcome;
 mod processes;
 mod worker;
@@ -17,6 +19,8 @@ use std::{
     time::Duration,
 };
 
+use intervals::Intervals;
+pub use live::{Live, Python, Tally};
 pub use outcome::{Outcome, Requests};
 
 use crate::{
@@ -57,6 +61,9 @@ pub struct Config {
     pub export: ExportConfig,
     /// Which samples and frames are counted; sampled at [`LoadOptions::rate`].
     pub profile: Option<profile::aggregate::Options>,
+    /// Hand over a profile of each stretch of time that long; [`Outcome::profile`] is then of the last
+    /// one only.
+    pub interval: Option<Duration>,
 }
 
 /// How the descent of Python contexts is followed.
@@ -73,12 +80,14 @@ pub enum Lineage {
 /// A pipeline at work.
 pub struct Pipeline {
     stop: Arc<AtomicBool>,
+    live: Arc<Live>,
+    intervals: Option<Intervals>,
     worker: thread::JoinHandle<Result<Outcome>>,
 }
 
 impl Pipeline {
     /// Loads, attaches, finds the first targets, and begins. Everything that can be found wrong is found
-    /// before anything is attached.
+    /// before anything is attached; what the privileges do not allow, before that a target is not found.
     ///
     /// # Errors
     ///
@@ -87,6 +96,9 @@ impl Pipeline {
         let counters = Arc::new(Counters::new());
         let policy = Policy::new(config.policy, Arc::clone(&counters))
             .map_err(|error| Error::failed(format!("cannot get random numbers: {error}")))?;
+        Features::probe().require()?;
+        let mut bpf = Bpf::load(&config.load)?;
+        let children = config.selector.children();
         let mut discovery =
             Discovery::new(config.selector, std::process::id()).with_overrides(config.overrides);
         let first = discovery.scan_all();
@@ -95,8 +107,6 @@ impl Pipeline {
                 "there is no process {pid} that can be traced; `decnet-trace ps --all` lists processes"
             )));
         }
-        Features::probe().require()?;
-        let mut bpf = Bpf::load(&config.load)?;
         let exporters = Exporters::start(config.export, Arc::clone(&counters))?;
         let (symbolizer, symbolizing) = symbolize::spawn(
             symbolize::Limits::default(),
@@ -104,6 +114,11 @@ impl Pipeline {
         )
         .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
         let ingest = Ingest::new(bpf.take_rings())?;
+        let (clock, intervals) = config
+            .interval
+            .map(|every| intervals::intervals(every, symbolizer.clone()))
+            .unzip();
+        let live = Arc::new(Live::default());
         let mut worker = worker::Worker::new(worker::Parts {
             ingest,
             policy,
@@ -114,6 +129,9 @@ impl Pipeline {
             requests: config.requests,
             lineage: config.lineage,
             profile: config.profile,
+            clock,
+            live: Arc::clone(&live),
+            children,
             rate: config.load.rate,
             programs_log: config.load.log,
             bpf,
@@ -130,12 +148,27 @@ impl Pipeline {
             .name("pipeline".into())
             .spawn(move || worker.run(&flag))
             .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
-        Ok(Self { stop, worker })
+        Ok(Self {
+            stop,
+            live,
+            intervals,
+            worker,
+        })
     }
 
     /// Whether it has come to its end by itself.
     pub fn is_finished(&self) -> bool {
         self.worker.is_finished()
+    }
+
+    /// What can be asked while it works.
+    pub fn live(&self) -> &Live {
+        &self.live
+    }
+
+    /// The profile of the next stretch of time, if it comes within `timeout`; see [`Config::interval`].
+    pub fn next_profile(&self, timeout: Duration) -> Option<profile::Profile> {
+        self.intervals.as_ref()?.next(timeout)
     }
 
     /// Detaches, lets everything under way reach its sink, and hands over what was seen.
@@ -145,6 +178,8 @@ impl Pipeline {
     /// When the pipeline failed at work.
     pub fn finish(self) -> Result<Outcome> {
         self.stop.store(true, Ordering::Relaxed);
+        // The symbolizer ends with its last client.
+        drop(self.intervals);
         self.worker
             .join()
             .unwrap_or_else(|_| Err(Error::failed("the pipeline panicked; this is a bug")))

@@ -23,6 +23,8 @@ use super::{
     FLUSH_MAX, Lineage,
     calls::Calls,
     discovery::{DiscoveryThread, Finding},
+    intervals::IntervalClock,
+    live::{Live, Python},
     outcome::{Outcome, Requests},
     processes::Processes,
 };
@@ -34,7 +36,7 @@ use crate::{
         identity::Identities,
     },
     decode::{Event, decode},
-    discover::{Change, Discovery},
+    discover::{Change, Children, Discovery, Runtime, TracedProcess},
     error::{Error, Result},
     export::Exporters,
     govern::cost::CostMeter,
@@ -79,6 +81,9 @@ pub(super) struct Parts {
     pub(super) requests: bool,
     pub(super) lineage: Lineage,
     pub(super) profile: Option<profile::aggregate::Options>,
+    pub(super) clock: Option<IntervalClock>,
+    pub(super) live: Arc<Live>,
+    pub(super) children: Children,
     pub(super) rate: u32,
     pub(super) programs_log: bool,
 }
@@ -111,6 +116,8 @@ pub(super) struct Worker {
     programs_log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     usage: Option<SelfUsage>,
     report: Option<Report>,
+    interval: Option<IntervalClock>,
+    live: Arc<Live>,
 }
 
 /// The part of the state that each record goes through; apart from the rest so that the rings can be
@@ -120,6 +127,7 @@ struct Decoder {
     correlator: Correlator,
     profile: Option<Aggregator>,
     exchanges: Vec<Exchange>,
+    live: Arc<Live>,
     undecoded: u64,
 }
 
@@ -136,12 +144,23 @@ impl Worker {
             requests,
             lineage,
             profile,
+            clock: interval,
+            live,
+            children,
             rate,
             programs_log,
         } = parts;
         let sampling = profile.is_some() && rate > 0;
-        let purposes =
-            if requests { flags::SOCKETS } else { 0 } | if sampling { flags::SAMPLES } else { 0 };
+        let purposes = [
+            (requests, flags::SOCKETS),
+            (sampling, flags::SAMPLES),
+            (profile.is_some_and(|options| options.native), flags::NATIVE),
+            (profile.is_some_and(|options| options.kernel), flags::KERNEL),
+            (children != Children::None, flags::CHILDREN),
+        ]
+        .into_iter()
+        .filter(|(wanted, _)| *wanted)
+        .fold(0, |all, (_, flag)| all | flag);
         let now = Instant::now();
         let clock = unix_offset();
         let programs_log = programs_log.then(|| bpf.logger()).transpose()?;
@@ -153,8 +172,11 @@ impl Worker {
                     .filter(|_| sampling)
                     .map(|options| Aggregator::new(options, symbolizer.clone())),
                 exchanges: Vec::new(),
+                live: Arc::clone(&live),
                 undecoded: 0,
             },
+            interval,
+            live,
             bpf,
             ingest,
             policy,
@@ -184,10 +206,13 @@ impl Worker {
 
     /// Attaches the hooks.
     pub(super) fn attach(&mut self) -> Result<()> {
-        self.bpf.attach()?;
+        self.bpf.attach(self.purposes & flags::SOCKETS != 0)?;
         info!(
             "attached: {}, {} Hz, {} processes traced",
-            self.bpf.sock_hooks().as_str(),
+            match self.purposes & flags::SOCKETS {
+                0 => "no socket hooks",
+                _ => self.bpf.sock_hooks().as_str(),
+            },
             self.rate,
             self.processes.live()
         );
@@ -215,6 +240,7 @@ impl Worker {
             if let Some(log) = &mut self.programs_log {
                 log.flush();
             }
+            self.hand_over();
             if Instant::now() >= slow {
                 slow = Instant::now() + SLOW;
                 self.slow(now)?;
@@ -250,7 +276,9 @@ impl Worker {
                 Finding::Python(process) => self.arm(&process),
                 Finding::Unsupported(tgid, why) => {
                     warn!("no Python frames of pid {tgid}: {why}");
+                    self.sample_natively(tgid, Python::Unsupported(why));
                 }
+                Finding::NotPython(tgid) => self.sample_natively(tgid, Python::Absent),
             }
         }
     }
@@ -259,29 +287,52 @@ impl Worker {
     pub(super) fn apply(&mut self, change: &Change) {
         match change {
             Change::Trace(process) => {
-                let target = Target {
-                    flags: self.purposes,
+                let tgid = process.resource.tgid;
+                let mut python = python_of(process);
+                // What is known of its Python comes first, so that no sample lacks its Python frames.
+                let samples = match python {
+                    Python::Pending | Python::Read => 0,
+                    Python::Absent | Python::Unsupported(_) => self.native_samples(),
+                };
+                let mut target = Target {
+                    flags: self.purposes & !flags::SAMPLES | samples,
                     ..Target::default()
                 };
-                let tgid = process.resource.tgid;
+                if let Some(inherited) = self.inherited(tgid) {
+                    target = inherited;
+                    python = Python::Read;
+                }
                 if let Err(error) = self.bpf.targets.insert(tgid, target, 0) {
                     warn!("cannot trace process {tgid}: {error}");
                     return;
                 }
                 info!("tracing {} (pid {tgid})", process.resource.service_name);
                 self.processes.add(Arc::clone(&process.resource));
+                self.live.set_python(tgid, python);
             }
             Change::Untrace(tgid, reason) => {
                 self.calls.ended(*tgid);
                 self.decoder.identities.forget_process(*tgid);
                 // The kernel side has removed one that ended by itself.
                 let _ = self.bpf.targets.remove(tgid);
+                self.live.forget(*tgid);
                 if self.processes.resource(*tgid).is_some() {
                     debug!("no longer tracing pid {tgid}: {reason:?}");
                     self.processes.end(*tgid, monotonic());
                 }
             }
         }
+    }
+
+    /// What a fork has of a parent whose Python frames are read: all that reading its own takes. The
+    /// parent's uprobes it has not.
+    fn inherited(&self, tgid: u32) -> Option<Target> {
+        let mut target = self.bpf.targets.get(&tgid, 0).ok()?;
+        if target.flags & flags::INHERITED == 0 || target.python == 0 {
+            return None;
+        }
+        target.flags &= !flags::LINEAGE;
+        Some(target)
     }
 
     /// Lets the kernel side read a process's Python frames and contexts.
@@ -298,6 +349,7 @@ impl Worker {
                 return;
             }
         };
+        target.flags |= self.purposes & flags::SAMPLES;
         target.python = index + 1;
         target.thread_state = process.thread_state;
         target.context = u32::from(layout.context);
@@ -309,8 +361,53 @@ impl Worker {
             debug!("pid {} ended before it was armed: {error}", process.pid);
             return;
         }
+        self.live.set_python(process.pid, Python::Read);
         info!("reading CPython {} (pid {})", process.version, process.pid);
         self.calls.understood(process);
+    }
+
+    /// Samples a process that has no Python frames, where native ones were asked for.
+    fn sample_natively(&mut self, tgid: u32, python: Python) {
+        // It may have ended.
+        let Ok(mut target) = self.bpf.targets.get(&tgid, 0) else {
+            return;
+        };
+        self.live.set_python(tgid, python);
+        target.flags |= self.native_samples();
+        if let Err(error) = self.bpf.targets.insert(tgid, target, BPF_EXIST) {
+            debug!("pid {tgid} ended before it was sampled: {error}");
+        }
+    }
+
+    /// The flag by which a process without Python frames is sampled, where it makes sense.
+    fn native_samples(&self) -> u32 {
+        match self.purposes & flags::NATIVE {
+            0 => 0,
+            _ => self.purposes & flags::SAMPLES,
+        }
+    }
+
+    /// Hands over a profile of the stretch of time that has ended.
+    fn hand_over(&mut self) {
+        let Some(profile) = &mut self.decoder.profile else {
+            return;
+        };
+        let dropped = profile.dropped();
+        let lost = dropped.stacks_full + dropped.processes_full;
+        self.live.set_lost(self.ring_lost + lost);
+        let Some(interval) = &mut self.interval else {
+            return;
+        };
+        if let Some(duration) = interval.ended(Instant::now()) {
+            let meta = profile::Meta {
+                rate: self.rate,
+                start: self.clock.to_unix(monotonic()) - duration.as_nanos() as u64,
+                duration,
+                command: self.processes.names(),
+                lost,
+            };
+            interval.send(profile.take(), meta);
+        }
     }
 
     /// Turns finished exchanges into spans and hands them to the sinks.
@@ -477,6 +574,9 @@ impl Worker {
             all.push(("samples_lost_stacks_full", dropped.stacks_full));
             all.push(("samples_lost_processes_full", dropped.processes_full));
         }
+        if let Some(interval) = &self.interval {
+            all.push(("samples_lost_not_shown", interval.lost()));
+        }
         let stats = self.symbolizer.stats();
         all.extend(
             symbolize::Reason::ALL
@@ -575,6 +675,7 @@ impl Decoder {
                 }
             }
             Ok(Event::Sample(sample, frames)) => {
+                self.live.count(&sample);
                 if let Some(profile) = &mut self.profile {
                     profile.sample(&sample, &frames);
                 }
@@ -582,6 +683,18 @@ impl Decoder {
             Ok(Event::Lineage(step)) => self.identities.on_lineage(&step),
             Err(_) => self.undecoded += 1,
         }
+    }
+}
+
+/// What is known of a process's Python from its file alone.
+fn python_of(process: &TracedProcess) -> Python {
+    match &process.process.runtime {
+        Runtime::CPython { .. } => Python::Pending,
+        Runtime::Other(_) if process.process.runtime.is_python() => Python::Unsupported(format!(
+            "{} is not supported (CPython is)",
+            process.process.runtime.name()
+        )),
+        Runtime::Other(_) => Python::Absent,
     }
 }
 

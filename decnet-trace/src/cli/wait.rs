@@ -1,0 +1,91 @@
+//! Waiting for a signal, the end of the time, or of the work.
+
+use std::time::{Duration, Instant};
+
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+};
+
+use crate::error::{Error, Result};
+
+/// How often is looked whether the work has ended.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// SIGINT: a terminal sends it to all of the foreground.
+    Interrupted,
+    /// SIGTERM, or another request to end.
+    Terminated,
+    /// The deadline.
+    Time,
+    /// The work.
+    Work,
+}
+
+/// What tells the agent to stop.
+pub(super) struct Stop {
+    runtime: Runtime,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    /// Watches for signals from now on: one that comes while the hooks are attached must not end the
+    /// process with all that was seen.
+    ///
+    /// # Errors
+    ///
+    /// When signals cannot be watched for.
+    pub(super) fn watch() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::failed(format!("cannot start the signal handler: {error}")))?;
+        let failed = |error| Error::failed(format!("cannot watch for signals: {error}"));
+        let entered = runtime.enter();
+        let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        drop(entered);
+        Ok(Self {
+            runtime,
+            interrupt,
+            terminate,
+        })
+    }
+
+    /// Waits, and asks `is_done` ten times a second.
+    pub(super) fn until(
+        self,
+        deadline: Option<Instant>,
+        mut is_done: impl FnMut() -> bool,
+    ) -> Ended {
+        let Self {
+            runtime,
+            mut interrupt,
+            mut terminate,
+        } = self;
+        runtime.block_on(async {
+            let mut tick = tokio::time::interval(TICK);
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => return Ended::Interrupted,
+                    _ = terminate.recv() => return Ended::Terminated,
+                    () = reached(deadline) => return Ended::Time,
+                    _ = tick.tick() => if is_done() {
+                        return Ended::Work;
+                    },
+                }
+            }
+        })
+    }
+}
+
+async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
