@@ -9,9 +9,9 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Output, Stdio},
+    process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -137,6 +137,43 @@ fn stacks(arguments: &[&str]) -> Stacks {
     assert!(output.status.success(), "{report}");
     assert!(report.contains(", 0 lost"), "{report}");
     folded(&String::from_utf8(output.stdout).unwrap())
+}
+
+/// A recording of folded stacks under way.
+struct Recorder {
+    child: Child,
+    log: BufReader<ChildStderr>,
+}
+
+impl Recorder {
+    /// Starts it, and waits until it reads the process's Python frames.
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(AGENT)
+            .args(["record", "-f", "folded", "-o", "-", "-r", RATE])
+            .args(arguments)
+            .env("DECNET_TRACE_LOG", "info")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("reading CPython") {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "it ended");
+        }
+        Self { child, log }
+    }
+
+    /// Waits for its end; what it recorded, and the rest of its log.
+    fn finish(mut self) -> (Stacks, String) {
+        let (mut out, mut rest) = (String::new(), String::new());
+        let mut stdout = self.child.stdout.take().unwrap();
+        stdout.read_to_string(&mut out).unwrap();
+        self.log.read_to_string(&mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success(), "{rest}");
+        (folded(&out), rest)
+    }
 }
 
 fn total(stacks: &Stacks) -> u64 {
@@ -275,36 +312,13 @@ fn children_are_sampled_when_asked_for() {
     for follow in [false, true] {
         let mut running = Running::start(&python, "family.py", &[]);
         let pid = running.pid();
-        let mut arguments = vec!["-p", &pid, "-f", "folded", "-o", "-", "-r", RATE];
+        let mut arguments = vec!["-p", &pid];
         if follow {
             arguments.push("--subprocesses");
         }
-        let recorder = Command::new(AGENT)
-            .arg("record")
-            .args(arguments)
-            .env("DECNET_TRACE_LOG", "info")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut recorder = recorder;
-        let mut log = BufReader::new(recorder.stderr.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("reading CPython") {
-            line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "it ended");
-        }
+        let recorder = Recorder::start(&arguments);
         running.stdin.write_all(b"go\n").unwrap();
-        let (mut out, mut rest) = (String::new(), String::new());
-        recorder
-            .stdout
-            .take()
-            .unwrap()
-            .read_to_string(&mut out)
-            .unwrap();
-        log.read_to_string(&mut rest).unwrap();
-        assert!(recorder.wait().unwrap().success(), "{rest}");
-        let stacks = folded(&out);
+        let (stacks, rest) = recorder.finish();
         assert!(with(&stacks, "parent") > 50, "{stacks:?}\n{rest}");
         for child in ["forked", "executed"] {
             assert_eq!(
@@ -368,10 +382,11 @@ fn ends_with_its_target() {
     let Some(python) = pythons().pop() else {
         return;
     };
-    let running = Running::start(&python, "mix.py", &["3"]);
-    let begun = Instant::now();
-    let stacks = stacks(&["-p", &running.pid()]);
-    assert!(begun.elapsed() < Duration::from_secs(30));
+    let mut running = Running::start(&python, "mix.py", &["60"]);
+    let recorder = Recorder::start(&["-p", &running.pid()]);
+    std::thread::sleep(Duration::from_secs(2));
+    running.child.kill().unwrap();
+    let (stacks, _) = recorder.finish();
     assert!(with(&stacks, "heavy") > 100, "{stacks:?}");
 }
 

@@ -6,22 +6,22 @@ import sys
 import time
 
 
-def spin(name):
-    end = time.monotonic() + 4
-    while time.monotonic() < end:
+def spin():
+    used = time.thread_time()
+    while time.thread_time() < used + 1.5:
         pass
 
 
 def parent():
-    spin("parent")
+    spin()
 
 
 def forked():
-    spin("forked")
+    spin()
 
 
 def executed():
-    spin("executed")
+    spin()
 
 
 if len(sys.argv) > 1:
