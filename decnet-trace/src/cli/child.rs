@@ -6,7 +6,7 @@ use std::{
     io::{self, PipeWriter, Read as _, Write as _},
     os::fd::AsRawFd as _,
     os::unix::process::CommandExt as _,
-    process::{self, Child, ExitStatus},
+    process::{self, Child, ExitStatus, Stdio},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -22,6 +22,15 @@ const AFTER_TERMINATE: Duration = Duration::from_secs(5);
 /// How often is looked whether it has ended.
 const TICK: Duration = Duration::from_millis(20);
 
+/// Whose the terminal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Terminal {
+    /// The command's and ours: it inherits standard input, output and error.
+    Shared,
+    /// Ours alone: it reads and writes nothing.
+    Ours,
+}
+
 /// A process that will execute the command once it is told to; it ends if it never is.
 pub(super) struct Held {
     pid: u32,
@@ -30,8 +39,7 @@ pub(super) struct Held {
     name: String,
 }
 
-/// A command at work. It inherits standard input, output and error, and stays in the foreground with us:
-/// Ctrl-C reaches both.
+/// A command at work. It stays in the foreground with us: Ctrl-C reaches both.
 pub(super) struct Running {
     child: Child,
     name: String,
@@ -43,7 +51,7 @@ impl Held {
     /// # Errors
     ///
     /// When the system has no process to give.
-    pub(super) fn new(arguments: &[OsString]) -> Result<Self> {
+    pub(super) fn new(arguments: &[OsString], terminal: Terminal) -> Result<Self> {
         let Some((program, arguments)) = arguments.split_first() else {
             return Err(Error::usage("there is no command after --; name one"));
         };
@@ -54,6 +62,12 @@ impl Held {
         let go_fd = go.as_raw_fd();
         let mut command = process::Command::new(program);
         command.args(arguments);
+        if terminal == Terminal::Ours {
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+        }
         // SAFETY: between fork and exec, the closure makes system calls only: it neither allocates nor
         // takes a lock. The descriptor that it closes is the child's own copy, which nothing else there
         // uses; open, it would keep the read from ever seeing our end.
@@ -187,7 +201,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("pid");
         let script = format!("echo $$ > {}; exit 7", out.display());
-        let held = Held::new(&command(&["sh", "-c", &script])).unwrap();
+        let held = Held::new(&command(&["sh", "-c", &script]), Terminal::Shared).unwrap();
         let pid = held.pid();
         thread::sleep(Duration::from_millis(100));
         assert!(!out.exists());
@@ -209,7 +223,7 @@ mod tests {
     fn ends_when_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("ran");
-        let held = Held::new(&command(&["touch", out.to_str().unwrap()])).unwrap();
+        let held = Held::new(&command(&["touch", out.to_str().unwrap()]), Terminal::Ours).unwrap();
         let pid = held.pid();
         let starting = {
             let Held { starting, go, .. } = held;
@@ -224,7 +238,7 @@ mod tests {
     /// What is no command is said to be none, by name.
     #[test]
     fn names_what_cannot_start() {
-        let held = Held::new(&command(&["/no/such/program"])).unwrap();
+        let held = Held::new(&command(&["/no/such/program"]), Terminal::Shared).unwrap();
         let error = held.go().err().unwrap();
         assert!(
             error
@@ -238,7 +252,7 @@ mod tests {
     #[test]
     fn ends_what_goes_on() {
         use std::os::unix::process::ExitStatusExt as _;
-        let held = Held::new(&command(&["sleep", "60"])).unwrap();
+        let held = Held::new(&command(&["sleep", "60"]), Terminal::Ours).unwrap();
         let mut running = held.go().unwrap();
         assert!(!running.has_ended());
         assert_eq!(running.end(false).unwrap().signal(), Some(libc::SIGTERM));

@@ -10,6 +10,7 @@ mod record;
 mod report;
 mod run;
 mod sampling;
+mod top;
 mod wait;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +40,7 @@ pub struct Cli {
 enum Verb {
     Run(run::RunArgs),
     Record(record::RecordArgs),
+    Top(top::TopArgs),
     Dump(dump::DumpArgs),
     Ps(ps::PsArgs),
     Doctor(doctor::DoctorArgs),
@@ -56,6 +58,7 @@ impl Cli {
         match self.verb {
             Verb::Run(args) => run::run(args),
             Verb::Record(args) => record::run(args),
+            Verb::Top(args) => top::run(args),
             Verb::Dump(args) => dump::run(&args),
             Verb::Ps(args) => ps::run(&args),
             Verb::Doctor(args) => doctor::run(&args),

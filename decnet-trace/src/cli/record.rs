@@ -116,7 +116,7 @@ pub(super) fn run(args: RecordArgs) -> Result<Exit> {
         threads: args.threads,
     };
     let stop = Stop::watch()?;
-    let mut sampling = args.sampling.start(args.threads, None)?;
+    let mut sampling = args.sampling.start(args.threads)?;
     let started = Instant::now();
     let deadline = args
         .duration

@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::{
     alive::Alive,
-    child::{Held, Running},
+    child::{Held, Running, Terminal},
     run::{KernelArgs, RATE_MAX},
     wait::Ended,
 };
@@ -88,7 +88,26 @@ impl SamplingArgs {
     /// # Errors
     ///
     /// When the kernel or the privileges can't, or a process cannot be sampled.
-    pub(super) fn start(&self, threads: bool, interval: Option<Duration>) -> Result<Sampling> {
+    pub(super) fn start(&self, threads: bool) -> Result<Sampling> {
+        self.begin(threads, Terminal::Shared, None)
+    }
+
+    /// Likewise, with threads apart and a profile of each stretch of time that long. A command that it
+    /// starts leaves the terminal alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub(super) fn start_by_interval(&self, interval: Duration) -> Result<Sampling> {
+        self.begin(true, Terminal::Ours, Some(interval))
+    }
+
+    fn begin(
+        &self,
+        threads: bool,
+        terminal: Terminal,
+        interval: Option<Duration>,
+    ) -> Result<Sampling> {
         // What a person has to know of a recording is in its report.
         let filter = std::env::var_os(log::ENV).is_none().then_some("error");
         log::init(filter).map_err(Error::failed)?;
@@ -101,7 +120,7 @@ impl SamplingArgs {
             ));
         }
         let held = match self.has_command() {
-            true => Some(Held::new(&self.command)?),
+            true => Some(Held::new(&self.command, terminal)?),
             false => None,
         };
         pids.extend(held.as_ref().map(Held::pid));
@@ -150,6 +169,15 @@ impl SamplingArgs {
 }
 
 impl Sampling {
+    /// What is sampled, in a few words.
+    pub(super) fn title(&self) -> String {
+        match (&self.command, self.pids.as_slice()) {
+            (Some(command), _) => command.name().to_owned(),
+            (None, [pid]) => format!("pid {pid}"),
+            (None, pids) => format!("{} processes", pids.len()),
+        }
+    }
+
     /// Waits until the named processes' Python frames are read, or it is known that they need not be.
     fn wait_until_read(&self) -> Result<()> {
         let deadline = Instant::now() + READY_MAX;

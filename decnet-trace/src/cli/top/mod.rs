@@ -1,0 +1,110 @@
+//! `decnet-trace top`: shows, second by second, which functions are on the CPU.
+
+mod screen;
+mod view;
+
+use std::{
+    io::{self, IsTerminal as _},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use clap::Args;
+use ratatui::{
+    DefaultTerminal,
+    crossterm::event::{self, Event, KeyEventKind},
+};
+
+use self::view::{Reaction, View};
+use super::{
+    sampling::{Sampling, SamplingArgs},
+    wait::Ended,
+};
+use crate::error::{Error, Exit, Result};
+
+/// How often the figures change.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How soon a key is answered.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Show, second by second, which functions are on the CPU.
+///
+/// The processes are not stopped for it. ? shows the keys, q ends it.
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "decnet-trace top [OPTIONS] <--pid <PID>|-- <COMMAND>...>",
+    after_help = "Example: sudo decnet-trace top --pid 1234\n\n\
+        A command that was started writes nowhere, and ends with this. Exit codes: 0 done, 1 failed at \
+        work, 2 usage, 3 this kernel or these privileges can't, 4 no such process, or none that can be \
+        sampled."
+)]
+pub(super) struct TopArgs {
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+pub(super) fn run(args: TopArgs) -> Result<Exit> {
+    if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
+        return Err(Error::usage(
+            "top needs a terminal; `decnet-trace record` writes a file",
+        ));
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .map_err(|error| Error::failed(format!("cannot watch for signals: {error}")))?;
+    }
+    let mut sampling = args.sampling.start_by_interval(INTERVAL)?;
+    let failed = |error| Error::failed(format!("cannot use the terminal: {error}"));
+    // Restores the terminal when something panics, too.
+    let mut terminal = ratatui::try_init().map_err(failed)?;
+    let mut view = View::new(sampling.title(), args.sampling.rate);
+    let ended = watch(&mut terminal, &mut sampling, &mut view, &stop);
+    ratatui::try_restore().map_err(failed)?;
+    let ended = ended.map_err(failed)?;
+    let (_, note) = sampling.finish(ended)?;
+    if ended == Ended::Work {
+        eprintln!(
+            "{}",
+            note.as_deref().unwrap_or("what was sampled has ended")
+        );
+    }
+    Ok(Exit::Done)
+}
+
+/// Shows what comes until told to end, or there is nothing more.
+fn watch(
+    terminal: &mut DefaultTerminal,
+    sampling: &mut Sampling,
+    view: &mut View,
+    stop: &AtomicBool,
+) -> io::Result<Ended> {
+    terminal.draw(|frame| screen::draw(frame, view))?;
+    while !stop.load(Ordering::Relaxed) {
+        let mut changed = false;
+        if event::poll(TICK)? {
+            changed = true;
+            if let Event::Key(key) = event::read()?
+                && key.kind != KeyEventKind::Release
+                && view.key(key) == Reaction::End
+            {
+                return Ok(Ended::Terminated);
+            }
+        }
+        while let Some(profile) = sampling.pipeline.next_profile(Duration::ZERO) {
+            view.add(&profile, sampling.pipeline.live().tally());
+            changed = true;
+        }
+        if changed {
+            terminal.draw(|frame| screen::draw(frame, view))?;
+        }
+        if sampling.has_ended() {
+            return Ok(Ended::Work);
+        }
+    }
+    Ok(Ended::Terminated)
+}
