@@ -20,7 +20,7 @@ const COLUMNS: [(&str, u16, Option<Sort>); 6] = [
     ("Total s", 9, None),
 ];
 
-const HELP: [&str; 13] = [
+const HELP: [&str; 12] = [
     "1 2 3    by function, by line, by thread",
     "o t      order by the last second: own, total",
     "O T      order by all since the start: own, total",
@@ -33,7 +33,6 @@ const HELP: [&str; 13] = [
     "total    it was on the stack",
     "CPU      of one CPU, by all that is sampled",
     "GIL      of the time, some thread sampled held it",
-    "",
 ];
 
 pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
@@ -128,7 +127,7 @@ fn row(view: &View, name: &str, numbers: Numbers) -> Row<'static> {
 fn help(frame: &mut Frame<'_>) {
     let area = frame.area();
     let width = 56.min(area.width);
-    let height = (HELP.len() as u16 + 1).min(area.height);
+    let height = (HELP.len() as u16 + 2).min(area.height);
     let place = Rect {
         x: (area.width - width) / 2,
         y: (area.height - height) / 2,
