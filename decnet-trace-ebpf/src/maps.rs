@@ -82,6 +82,7 @@ pub(crate) const FRAMES_BYTES: usize =
 pub(crate) struct SampleScratch {
     pub(crate) sample: Sample,
     pub(crate) frames: [u8; 2 * FRAMES_BYTES],
-    /// A Python frame as it was read.
-    pub(crate) frame: [u8; FRAME_SIZE_MAX],
+    /// A Python frame as it was read. Twice the room again: the verifier of Linux 6.1 forgets a bound that was
+    /// checked on a copy of the length, and knows it by its mask alone.
+    pub(crate) frame: [u8; 2 * FRAME_SIZE_MAX],
 }

@@ -91,9 +91,7 @@ pub(crate) fn walk(
             return i as u16;
         }
         let size = mask::<0xff>(u64::from(size)) as u32;
-        if size > FRAME_SIZE_MAX as u32
-            || !read::user_bytes(scratch.frame.as_mut_ptr(), size, frame)
-        {
+        if !read::user_bytes(scratch.frame.as_mut_ptr(), size, frame) {
             return broken(scratch, i as u16);
         }
         frame = word(scratch, layout.previous);
