@@ -1,7 +1,10 @@
 //! The life of processes: forks of traced ones, programs that any executes, ends of traced ones.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
-    helpers::bpf_get_current_comm, macros::btf_tracepoint, programs::BtfTracePointContext,
+    helpers::generated::bpf_get_current_comm, macros::btf_tracepoint,
+    programs::BtfTracePointContext,
 };
 use decnet_trace_common::{
     counter::Counter,
@@ -88,12 +91,17 @@ fn try_exit(ctx: &BtfTracePointContext) -> Option<()> {
 
 #[inline(always)]
 fn record(who: Current, what: ProcWhat, parent: u32) {
-    let mut record = Proc {
-        header: emit::header(Kind::Proc, who),
-        what: what as u32,
-        parent,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+    let mut record = MaybeUninit::<Proc>::uninit();
+    // SAFETY: a `Proc` is made of integers, and holds a `u64`.
+    let record = unsafe {
+        emit::zero(record.as_mut_ptr());
+        record.assume_init_mut()
     };
+    record.header = emit::header(Kind::Proc, who);
     record.header.len = size_of::<Proc>() as u16;
-    emit::fixed(&mut record);
+    record.what = what as u32;
+    record.parent = parent;
+    // SAFETY: the helper writes as many bytes as it is told, which is the field's size.
+    unsafe { bpf_get_current_comm(record.comm.as_mut_ptr().cast(), record.comm.len() as u32) };
+    emit::fixed(record);
 }

@@ -132,16 +132,16 @@ fn operation(
     }
     // SAFETY: the slot is this CPU's and this program's own until the program returns.
     let scratch = unsafe { &mut *SOCK_SCRATCH.get_ptr_mut(slot as u32)? };
-    scratch.op = SockOp {
-        header: emit::header(Kind::SockOp, current),
-        sock: sock.inode,
-        ret,
-        fd: call.fd,
-        flags: fallback
-            | if call.send { flags::SEND } else { 0 }
-            | if sock.unix { flags::UNIX } else { 0 },
-        ..SockOp::default()
-    };
+    let op = &mut scratch.op;
+    // SAFETY: the scratch is the map's memory, aligned to eight bytes; a `SockOp` is made of integers.
+    unsafe { emit::zero(op) };
+    op.header = emit::header(Kind::SockOp, current);
+    op.sock = sock.inode;
+    op.ret = ret;
+    op.fd = call.fd;
+    op.flags = fallback
+        | if call.send { flags::SEND } else { 0 }
+        | if sock.unix { flags::UNIX } else { 0 };
     if ret > 0 {
         let moved = u64::from(ret.unsigned_abs());
         if is_wake_up(sock, call, moved) {

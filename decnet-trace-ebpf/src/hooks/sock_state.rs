@@ -1,5 +1,7 @@
 //! Sockets that begin to listen, and those that a traced process closes.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use decnet_trace_common::event::{Kind, SockState, tcp_state};
 
@@ -39,15 +41,20 @@ fn try_inet_sock_set_state(ctx: &BtfTracePointContext) -> Option<()> {
         old,
         new
     );
-    let mut record = SockState {
-        header: emit::header(Kind::SockState, current),
-        sock: sock.inode,
-        tuple: sock::tuple(sock.sk).unwrap_or_default(),
-        old,
-        new,
-        reserved: [0; 6],
+    let mut record = MaybeUninit::<SockState>::uninit();
+    // SAFETY: a `SockState` is made of integers, and holds a `u64`.
+    let record = unsafe {
+        emit::zero(record.as_mut_ptr());
+        record.assume_init_mut()
     };
+    record.header = emit::header(Kind::SockState, current);
     record.header.len = size_of::<SockState>() as u16;
-    emit::fixed(&mut record);
+    record.sock = sock.inode;
+    if let Some(tuple) = sock::tuple(sock.sk) {
+        record.tuple = tuple;
+    }
+    record.old = old;
+    record.new = new;
+    emit::fixed(record);
     Some(())
 }

@@ -37,3 +37,34 @@ pub fn get(log: bool) -> Result<&'static [u8]> {
         ))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use aya_obj::{Object, generated::BPF_PSEUDO_CALL};
+
+    use super::*;
+
+    /// No program calls a function beside it: the verifier of Linux 5.15 then follows every path through
+    /// the program, and does not come to an end.
+    #[test]
+    fn programs_are_of_one_piece() {
+        const CALL: u8 = 0x85;
+        let Some(object) = OBJECT else {
+            println!("SKIPPED: this was built without its eBPF object");
+            return;
+        };
+        let object = Object::parse(object).unwrap();
+        assert!(!object.programs.is_empty());
+        for (name, program) in &object.programs {
+            let function = &object.functions[&program.function_key()];
+            let calls = function
+                .instructions
+                .iter()
+                .filter(|insn| insn.code == CALL && u32::from(insn.src_reg()) == BPF_PSEUDO_CALL)
+                .count();
+            assert_eq!(calls, 0, "{name}");
+        }
+    }
+}
