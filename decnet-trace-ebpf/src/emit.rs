@@ -88,8 +88,8 @@ pub(crate) fn fixed<T>(record: &mut T) {
 
 /// Sets a record to zero, word by word.
 ///
-/// Left to itself the compiler calls `memset` for that, which is slow, and a function of its own: the
-/// verifiers of older kernels follow every path through a program that has one.
+/// Left to itself the compiler calls `memset` for that, which goes byte by byte, and is a function of its
+/// own: with one in a socket hook, the verifier of Linux 5.15 comes to no end in minutes.
 ///
 /// # Safety
 ///
