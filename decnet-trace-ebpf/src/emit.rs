@@ -89,7 +89,7 @@ pub(crate) fn fixed<T>(record: &mut T) {
 /// Sets a record to zero, word by word.
 ///
 /// Left to itself the compiler calls `memset` for that, which goes byte by byte, and is a function of its
-/// own: with one in a socket hook, the verifier of Linux 5.15 comes to no end in minutes.
+/// own: with such calls in the hooks, the verifier of Linux 5.15 came to no end in minutes.
 ///
 /// # Safety
 ///

@@ -46,8 +46,8 @@ mod tests {
 
     use super::*;
 
-    /// No program calls a function beside it: with one in a socket hook, the verifier of Linux 5.15
-    /// comes to no end in minutes.
+    /// No program calls a function beside it: with such calls in the hooks, the verifier of Linux
+    /// 5.15 came to no end in minutes.
     #[test]
     fn programs_are_of_one_piece() {
         const CALL: u8 = 0x85;
