@@ -144,8 +144,6 @@ fn help(frame: &mut Frame<'_>) {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
-
     use ratatui::{
         Terminal,
         backend::TestBackend,
