@@ -91,7 +91,7 @@ impl Pipeline {
     ///
     /// # Errors
     ///
-    /// When the kernel can't, a sink can't be opened, or no target named by its pid or port exists.
+    /// When the kernel can't, a sink can't be opened, or no process named by its pid exists.
     pub fn start(config: Config) -> Result<Self> {
         let counters = Arc::new(Counters::new());
         let policy = Policy::new(config.policy, Arc::clone(&counters))
