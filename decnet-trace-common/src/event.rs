@@ -87,7 +87,7 @@ pub struct SockOp {
     pub header: Header,
     /// The socket: its inode number, unique among live sockets of the machine.
     pub sock: u64,
-    /// The `PyContext*` that the thread had entered; 0 where unknown.
+    /// The `PyContext*` that the thread had entered; 0 where unknown. With [`flags::HEAD`] only.
     pub context: u64,
     /// When the data read by this operation reached the socket, in nanoseconds of
     /// `CLOCK_MONOTONIC`, late by up to two ticks of the kernel's clock; 0 where the kernel does not tell. On reads

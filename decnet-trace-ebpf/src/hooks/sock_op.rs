@@ -149,9 +149,11 @@ fn operation(
         }
         capture(scratch, sock, call, moved);
     }
-    scratch.op.context = python::context(target, python::thread_state(target));
     if scratch.op.flags & flags::HEAD != 0 {
+        scratch.op.context = python::context(target, python::thread_state(target));
+        // Requests name the ends of their connection; responses need not do it again.
         if !sock.unix
+            && !begins_response(&scratch.op)
             && let Some(tuple) = sock::tuple(sock.sk)
         {
             scratch.op.tuple = tuple;
@@ -371,6 +373,13 @@ fn wanted(op: &mut SockOp, sock: &Sock, call: &Call, moved: u64) -> bool {
 fn may_begin_head(byte: u8, send: bool) -> bool {
     byte.is_ascii_uppercase()
         || (!send && (byte.is_ascii_lowercase() || byte == b'\r' || byte == b'\n'))
+}
+
+/// Whether the first bytes are those of a response head, which no request's are.
+#[inline(always)]
+fn begins_response(op: &SockOp) -> bool {
+    const BEGIN: u64 = u64::from_le_bytes(*b"HTTP/\0\0\0");
+    u64::from_le_bytes(op.first) & 0xff_ffff_ffff == BEGIN
 }
 
 /// Whether the last bytes are the empty line that ends a head.
