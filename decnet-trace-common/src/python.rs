@@ -16,7 +16,7 @@
 //!    code object (a pointer, its [`PyLayout::code_tag`] bits cleared), the instruction (a pointer;
 //!    an `i32` with [`flags::LASTI`]), and the next outer frame. Where [`PyLayout::owner`] is not
 //!    [`ABSENT`], a frame whose owner byte is at least [`PyLayout::owner_shim`] is the
-//!    interpreter's own: it is stepped over. A frame without a code object, or, with
+//!    interpreter's own: it runs no code (the kernel side records its place alone). A frame without a code object, or, with
 //!    [`flags::LASTI`], one whose first word (its reference count) is 0, has returned: the stack was
 //!    read while it changed, and is broken there.
 

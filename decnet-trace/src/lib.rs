@@ -1,4 +1,4 @@
-//! decnet-trace: turns running Python services into spans, flamegraphs and metrics, from outside.
+//! decnet-trace: turns running Python services into spans and flamegraphs, from outside.
 //!
 //! The modules in the order of the data; see docs/architecture.md.
 

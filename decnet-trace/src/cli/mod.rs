@@ -17,7 +17,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::{Exit, Result};
 
-/// Traces running Python services from outside: requests with their calls, flamegraphs, metrics.
+/// Traces running Python services from outside: requests with their calls, and flamegraphs.
 ///
 /// Nothing in the service changes and nothing is written to it.
 #[derive(Debug, Parser)]
