@@ -176,7 +176,7 @@ fn checks(features: &Features) -> Vec<Check<'_>> {
             &f.cpu_clock,
             [
                 "CPU samples by the clock",
-                "no CPU profiles; spans and metrics work",
+                "no CPU profiles; spans work",
             ],
         ),
         optional(
