@@ -174,10 +174,7 @@ fn checks(features: &Features) -> Vec<Check<'_>> {
         optional(
             "perf event cpu-clock",
             &f.cpu_clock,
-            [
-                "CPU samples by the clock",
-                "no CPU profiles; spans work",
-            ],
+            ["CPU samples by the clock", "no CPU profiles; spans work"],
         ),
         optional(
             "uprobes",
