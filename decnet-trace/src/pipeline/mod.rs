@@ -2,12 +2,15 @@
 //!
 //! Every verb runs this one pipeline; they differ in what is recorded and where it goes.
 
+mod arming;
 mod calls;
 mod discovery;
+mod forward;
 mod intervals;
 mod live;
 mod outcome;
 mod processes;
+mod records;
 mod worker;
 
 use std::{

@@ -11,13 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use decnet_trace_common::{
-    counter::Counter,
-    event::{Header, flags as sock_flags},
-    python::ABSENT,
-    target::{Target, flags},
-};
-use tracing::{debug, info, warn};
+use decnet_trace_common::{counter::Counter, target::flags};
+use tracing::{info, warn};
 
 use super::{
     FLUSH_MAX, Lineage,
@@ -27,24 +22,19 @@ use super::{
     live::{Live, Python},
     outcome::{Outcome, Requests},
     processes::Processes,
+    records::Decoder,
 };
 use crate::{
     bpf::load::Bpf,
-    correlate::{
-        Correlator,
-        exchange::{Exchange, Role},
-        identity::Identities,
-    },
-    decode::{Event, decode},
-    discover::{Change, Children, Discovery, Runtime, TracedProcess},
+    correlate::{Correlator, identity::Identities},
+    discover::{Change, Children, Discovery},
     error::{Error, Result},
     export::Exporters,
     govern::cost::CostMeter,
     ingest::Ingest,
-    policy::{ClockOffset, Link, Parent, Policy},
+    policy::{ClockOffset, Policy},
     profile::{self, aggregate::Aggregator, collect::collect},
-    python::PyProcess,
-    span::{Resource, Span},
+    span::Span,
     symbolize,
     telemetry::{
         Counters,
@@ -65,9 +55,6 @@ const SLOW: Duration = Duration::from_secs(1);
 
 /// How long naming the last stacks may take at the end.
 const SYMBOLIZE_MAX: Duration = Duration::from_secs(10);
-
-/// Replace an entry, but don't make one (Linux, include/uapi/linux/bpf.h).
-const BPF_EXIST: u64 = 2;
 
 /// What a worker is made of.
 pub(super) struct Parts {
@@ -90,45 +77,34 @@ pub(super) struct Parts {
 
 /// The state of the thread.
 pub(super) struct Worker {
-    bpf: Bpf,
-    ingest: Ingest,
-    decoder: Decoder,
-    policy: Policy,
-    exporters: Exporters,
-    symbolizer: symbolize::Client,
-    symbolizing: thread::JoinHandle<()>,
-    counters: Arc<Counters>,
-    discovery: Option<DiscoveryThread>,
-    processes: Processes,
-    spans: Vec<Span>,
-    calls: Calls,
-    follow_ends: bool,
-    requests: Requests,
-    purposes: u32,
-    rate: u32,
-    ring_lost: u64,
-    unknown_process: u64,
-    started: Instant,
-    started_unix: u64,
-    clock: ClockOffset,
-    meter: CostMeter,
+    pub(super) bpf: Bpf,
+    pub(super) ingest: Ingest,
+    pub(super) decoder: Decoder,
+    pub(super) policy: Policy,
+    pub(super) exporters: Exporters,
+    pub(super) symbolizer: symbolize::Client,
+    pub(super) symbolizing: thread::JoinHandle<()>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) discovery: Option<DiscoveryThread>,
+    pub(super) processes: Processes,
+    pub(super) spans: Vec<Span>,
+    pub(super) calls: Calls,
+    pub(super) follow_ends: bool,
+    pub(super) requests: Requests,
+    pub(super) purposes: u32,
+    pub(super) rate: u32,
+    pub(super) ring_lost: u64,
+    pub(super) unknown_process: u64,
+    pub(super) started: Instant,
+    pub(super) started_unix: u64,
+    pub(super) clock: ClockOffset,
+    pub(super) meter: CostMeter,
     /// What the eBPF programs say of themselves, where they were built to.
-    programs_log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
-    usage: Option<SelfUsage>,
-    report: Option<Report>,
-    interval: Option<IntervalClock>,
-    live: Arc<Live>,
-}
-
-/// The part of the state that each record goes through; apart from the rest so that the rings can be
-/// read meanwhile.
-struct Decoder {
-    identities: Identities,
-    correlator: Correlator,
-    profile: Option<Aggregator>,
-    exchanges: Vec<Exchange>,
-    live: Arc<Live>,
-    undecoded: u64,
+    pub(super) programs_log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    pub(super) usage: Option<SelfUsage>,
+    pub(super) report: Option<Report>,
+    pub(super) interval: Option<IntervalClock>,
+    pub(super) live: Arc<Live>,
 }
 
 impl Worker {
@@ -283,110 +259,6 @@ impl Worker {
         }
     }
 
-    /// Traces a process, or no longer.
-    pub(super) fn apply(&mut self, change: &Change) {
-        match change {
-            Change::Trace(process) => {
-                let tgid = process.resource.tgid;
-                let mut python = python_of(process);
-                // What is known of its Python comes first, so that no sample lacks its Python frames.
-                let samples = match python {
-                    Python::Pending | Python::Read => 0,
-                    Python::Absent | Python::Unsupported(_) => self.native_samples(),
-                };
-                let mut target = Target {
-                    flags: self.purposes & !flags::SAMPLES | samples,
-                    ..Target::default()
-                };
-                if let Some(inherited) = self.inherited(tgid) {
-                    target = inherited;
-                    python = Python::Read;
-                }
-                if let Err(error) = self.bpf.targets.insert(tgid, target, 0) {
-                    warn!("cannot trace process {tgid}: {error}");
-                    return;
-                }
-                info!("tracing {} (pid {tgid})", process.resource.service_name);
-                self.processes.add(Arc::clone(&process.resource));
-                self.live.set_python(tgid, python);
-            }
-            Change::Untrace(tgid, reason) => {
-                self.calls.ended(*tgid);
-                self.decoder.identities.forget_process(*tgid);
-                // The kernel side has removed one that ended by itself.
-                let _ = self.bpf.targets.remove(tgid);
-                self.live.forget(*tgid);
-                if self.processes.resource(*tgid).is_some() {
-                    debug!("no longer tracing pid {tgid}: {reason:?}");
-                    self.processes.end(*tgid, monotonic());
-                }
-            }
-        }
-    }
-
-    /// What a fork has of a parent whose Python frames are read: all that reading its own takes. The
-    /// parent's uprobes it has not.
-    fn inherited(&self, tgid: u32) -> Option<Target> {
-        let mut target = self.bpf.targets.get(&tgid, 0).ok()?;
-        if target.flags & flags::INHERITED == 0 || target.python == 0 {
-            return None;
-        }
-        target.flags &= !flags::LINEAGE;
-        Some(target)
-    }
-
-    /// Lets the kernel side read a process's Python frames and contexts.
-    fn arm(&mut self, process: &PyProcess) {
-        // It may have ended, and its target with it.
-        let Ok(mut target) = self.bpf.targets.get(&process.pid, 0) else {
-            return;
-        };
-        let layout = &process.kernel;
-        let index = match self.bpf.add_layout(layout) {
-            Ok(index) => index,
-            Err(error) => {
-                warn!("no Python frames of pid {}: {error}", process.pid);
-                return;
-            }
-        };
-        target.flags |= self.purposes & flags::SAMPLES;
-        target.python = index + 1;
-        target.thread_state = process.thread_state;
-        target.context = u32::from(layout.context);
-        target.thread_block = match layout.thread_block {
-            ABSENT => 0,
-            offset => u32::from(offset),
-        };
-        if let Err(error) = self.bpf.targets.insert(process.pid, target, BPF_EXIST) {
-            debug!("pid {} ended before it was armed: {error}", process.pid);
-            return;
-        }
-        self.live.set_python(process.pid, Python::Read);
-        info!("reading CPython {} (pid {})", process.version, process.pid);
-        self.calls.understood(process);
-    }
-
-    /// Samples a process that has no Python frames, where native ones were asked for.
-    fn sample_natively(&mut self, tgid: u32, python: Python) {
-        // It may have ended.
-        let Ok(mut target) = self.bpf.targets.get(&tgid, 0) else {
-            return;
-        };
-        self.live.set_python(tgid, python);
-        target.flags |= self.native_samples();
-        if let Err(error) = self.bpf.targets.insert(tgid, target, BPF_EXIST) {
-            debug!("pid {tgid} ended before it was sampled: {error}");
-        }
-    }
-
-    /// The flag by which a process without Python frames is sampled, where it makes sense.
-    fn native_samples(&self) -> u32 {
-        match self.purposes & flags::NATIVE {
-            0 => 0,
-            _ => self.purposes & flags::SAMPLES,
-        }
-    }
-
     /// Hands over a profile of the stretch of time that has ended.
     fn hand_over(&mut self) {
         let Some(profile) = &mut self.decoder.profile else {
@@ -407,98 +279,6 @@ impl Worker {
                 lost,
             };
             interval.send(profile.take(), meta);
-        }
-    }
-
-    /// Turns finished exchanges into spans and hands them to the sinks.
-    fn forward(&mut self, now: u64, all: bool) {
-        let mut exchanges = std::mem::take(&mut self.decoder.exchanges);
-        let waited = self.processes.ready(now, all);
-        for exchange in exchanges.drain(..).chain(waited) {
-            let tgid = exchange.tgid;
-            let resource = match self.processes.resource(tgid) {
-                Some(resource) => Arc::clone(resource),
-                None if all => nameless(tgid),
-                None => {
-                    if self.processes.wait(now, exchange).is_some() {
-                        self.unknown_process += 1;
-                    }
-                    continue;
-                }
-            };
-            match exchange.role {
-                Role::Server => {
-                    self.requests.served += 1;
-                    let span = self.policy.span(&exchange, &resource, self.clock, None);
-                    self.calls
-                        .served(&self.decoder.identities, &exchange, span.reference());
-                    self.spans.push(span);
-                }
-                Role::Client => {
-                    self.requests.made += 1;
-                    if self.calls.made(exchange) {
-                        self.watch_lineage(tgid);
-                    }
-                }
-            }
-        }
-        self.decoder.exchanges = exchanges;
-        self.link(now, all);
-        if !self.spans.is_empty() {
-            self.exporters.send(std::mem::take(&mut self.spans));
-        }
-    }
-
-    /// Puts calls under the requests that caused them, as far as that is known by now.
-    fn link(&mut self, now: u64, all: bool) {
-        let Self {
-            calls,
-            decoder,
-            policy,
-            processes,
-            spans,
-            clock,
-            ..
-        } = self;
-        calls.decide(
-            &decoder.identities,
-            if all { None } else { Some(&decoder.correlator) },
-            now,
-            |exchange, parent| {
-                let resource = match processes.resource(exchange.tgid) {
-                    Some(resource) => Arc::clone(resource),
-                    None => nameless(exchange.tgid),
-                };
-                let parent = parent.map(|span| Parent {
-                    span,
-                    link: Link::Exact,
-                });
-                spans.push(policy.span(&exchange, &resource, *clock, parent));
-            },
-        );
-    }
-
-    /// Watches the descent of a process's contexts: it makes calls, and they have no owner.
-    fn watch_lineage(&mut self, tgid: u32) {
-        let Some((interpreter, probes)) = self.calls.probes_of(tgid) else {
-            return;
-        };
-        let Ok(mut target) = self.bpf.targets.get(&tgid, 0) else {
-            return;
-        };
-        match self
-            .bpf
-            .watch_lineage(tgid, &interpreter, probes, self.follow_ends)
-        {
-            Ok(attached) => {
-                target.flags |= flags::LINEAGE;
-                if self.bpf.targets.insert(tgid, target, BPF_EXIST).is_ok() {
-                    info!("following the contexts of pid {tgid}");
-                    self.calls.watched(tgid, attached);
-                    self.decoder.identities.arm(tgid, monotonic());
-                }
-            }
-            Err(error) => warn!("calls of pid {tgid} stay without parents: {error}"),
         }
     }
 
@@ -640,77 +420,7 @@ impl Worker {
     }
 }
 
-impl Decoder {
-    /// Lets time pass.
-    fn tick(&mut self, now: u64) {
-        self.correlator.tick(now, &mut self.exchanges);
-    }
-
-    /// Sends one record where it belongs.
-    fn record(&mut self, bytes: &[u8], discovery: Option<&DiscoveryThread>) {
-        match decode(bytes) {
-            Ok(Event::SockOp(mut op, payload)) => {
-                let Header { tgid, ts, .. } = op.header;
-                if op.flags & sock_flags::HEAD != 0 {
-                    // From here on the context's address, which is reused, is a number that is not.
-                    let identity = self.identities.resolve(tgid, op.context, ts);
-                    op.context = identity.to_bits();
-                }
-                self.correlator
-                    .on_sock_op(&op, payload, &mut self.exchanges);
-            }
-            Ok(Event::SockState(state)) => {
-                self.correlator.on_sock_state(&state, &mut self.exchanges);
-                if let Some(discovery) = discovery {
-                    discovery.on_sock_state(&state);
-                }
-            }
-            Ok(Event::Proc(event)) => {
-                self.correlator.on_proc(&event, &mut self.exchanges);
-                if let Some(profile) = &mut self.profile {
-                    profile.process(&event);
-                }
-                if let Some(discovery) = discovery {
-                    discovery.on_proc(&event);
-                }
-            }
-            Ok(Event::Sample(sample, frames)) => {
-                self.live.count(&sample);
-                if let Some(profile) = &mut self.profile {
-                    profile.sample(&sample, &frames);
-                }
-            }
-            Ok(Event::Lineage(step)) => self.identities.on_lineage(&step),
-            Err(_) => self.undecoded += 1,
-        }
-    }
-}
-
-/// What is known of a process's Python from its file alone.
-fn python_of(process: &TracedProcess) -> Python {
-    match &process.process.runtime {
-        Runtime::CPython { .. } => Python::Pending,
-        Runtime::Other(_) if process.process.runtime.is_python() => Python::Unsupported(format!(
-            "{} is not supported (CPython is)",
-            process.process.runtime.name()
-        )),
-        Runtime::Other(_) => Python::Absent,
-    }
-}
-
-/// What is said of a process of which nothing could be learnt before it was gone.
-fn nameless(tgid: u32) -> Arc<Resource> {
-    Arc::new(Resource {
-        tgid,
-        service_name: "unknown_service".into(),
-        attributes: vec![(
-            "service.name".into(),
-            crate::span::Value::Str("unknown_service".into()),
-        )],
-    })
-}
-
 /// Now, as the kernel side stamps its records.
-fn monotonic() -> u64 {
+pub(super) fn monotonic() -> u64 {
     clock::read(libc::CLOCK_MONOTONIC)
 }

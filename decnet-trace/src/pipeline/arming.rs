@@ -1,0 +1,163 @@
+//! What the kernel side is told of each traced process: what to record of it, and how to read its Python.
+
+use std::sync::Arc;
+
+use decnet_trace_common::{
+    python::ABSENT,
+    target::{Target, flags},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    live::Python,
+    worker::{Worker, monotonic},
+};
+use crate::{
+    discover::{Change, Runtime, TracedProcess},
+    python::PyProcess,
+};
+
+/// Replace an entry, but don't make one (Linux, include/uapi/linux/bpf.h).
+const BPF_EXIST: u64 = 2;
+
+impl Worker {
+    /// Traces a process, or no longer.
+    pub(super) fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Trace(process) => {
+                let tgid = process.resource.tgid;
+                let mut python = python_of(process);
+                // What is known of its Python comes first, so that no sample lacks its Python frames.
+                let samples = match python {
+                    Python::Pending | Python::Read => 0,
+                    Python::Absent | Python::Unsupported(_) => self.native_samples(),
+                };
+                let mut target = Target {
+                    flags: self.purposes & !flags::SAMPLES | samples,
+                    ..Target::default()
+                };
+                if let Some(inherited) = self.inherited(tgid) {
+                    target = inherited;
+                    python = Python::Read;
+                }
+                if let Err(error) = self.bpf.targets.insert(tgid, target, 0) {
+                    warn!("cannot trace process {tgid}: {error}");
+                    return;
+                }
+                info!("tracing {} (pid {tgid})", process.resource.service_name);
+                self.processes.add(Arc::clone(&process.resource));
+                self.live.set_python(tgid, python);
+            }
+            Change::Untrace(tgid, reason) => {
+                self.calls.ended(*tgid);
+                self.decoder.identities.forget_process(*tgid);
+                // The kernel side has removed one that ended by itself.
+                let _ = self.bpf.targets.remove(tgid);
+                self.live.forget(*tgid);
+                if self.processes.resource(*tgid).is_some() {
+                    debug!("no longer tracing pid {tgid}: {reason:?}");
+                    self.processes.end(*tgid, monotonic());
+                }
+            }
+        }
+    }
+
+    /// What a fork has of a parent whose Python frames are read: all that reading its own takes. The
+    /// parent's uprobes it has not.
+    pub(super) fn inherited(&self, tgid: u32) -> Option<Target> {
+        let mut target = self.bpf.targets.get(&tgid, 0).ok()?;
+        if target.flags & flags::INHERITED == 0 || target.python == 0 {
+            return None;
+        }
+        target.flags &= !flags::LINEAGE;
+        Some(target)
+    }
+
+    /// Lets the kernel side read a process's Python frames and contexts.
+    pub(super) fn arm(&mut self, process: &PyProcess) {
+        // It may have ended, and its target with it.
+        let Ok(mut target) = self.bpf.targets.get(&process.pid, 0) else {
+            return;
+        };
+        let layout = &process.kernel;
+        let index = match self.bpf.add_layout(layout) {
+            Ok(index) => index,
+            Err(error) => {
+                warn!("no Python frames of pid {}: {error}", process.pid);
+                return;
+            }
+        };
+        target.flags |= self.purposes & flags::SAMPLES;
+        target.python = index + 1;
+        target.thread_state = process.thread_state;
+        target.context = u32::from(layout.context);
+        target.thread_block = match layout.thread_block {
+            ABSENT => 0,
+            offset => u32::from(offset),
+        };
+        if let Err(error) = self.bpf.targets.insert(process.pid, target, BPF_EXIST) {
+            debug!("pid {} ended before it was armed: {error}", process.pid);
+            return;
+        }
+        self.live.set_python(process.pid, Python::Read);
+        info!("reading CPython {} (pid {})", process.version, process.pid);
+        self.calls.understood(process);
+    }
+
+    /// Samples a process that has no Python frames, where native ones were asked for.
+    pub(super) fn sample_natively(&mut self, tgid: u32, python: Python) {
+        // It may have ended.
+        let Ok(mut target) = self.bpf.targets.get(&tgid, 0) else {
+            return;
+        };
+        self.live.set_python(tgid, python);
+        target.flags |= self.native_samples();
+        if let Err(error) = self.bpf.targets.insert(tgid, target, BPF_EXIST) {
+            debug!("pid {tgid} ended before it was sampled: {error}");
+        }
+    }
+
+    /// The flag by which a process without Python frames is sampled, where it makes sense.
+    pub(super) fn native_samples(&self) -> u32 {
+        match self.purposes & flags::NATIVE {
+            0 => 0,
+            _ => self.purposes & flags::SAMPLES,
+        }
+    }
+
+    /// Watches the descent of a process's contexts: it makes calls, and they have no owner.
+    pub(super) fn watch_lineage(&mut self, tgid: u32) {
+        let Some((interpreter, probes)) = self.calls.probes_of(tgid) else {
+            return;
+        };
+        let Ok(mut target) = self.bpf.targets.get(&tgid, 0) else {
+            return;
+        };
+        match self
+            .bpf
+            .watch_lineage(tgid, &interpreter, probes, self.follow_ends)
+        {
+            Ok(attached) => {
+                target.flags |= flags::LINEAGE;
+                if self.bpf.targets.insert(tgid, target, BPF_EXIST).is_ok() {
+                    info!("following the contexts of pid {tgid}");
+                    self.calls.watched(tgid, attached);
+                    self.decoder.identities.arm(tgid, monotonic());
+                }
+            }
+            Err(error) => warn!("calls of pid {tgid} stay without parents: {error}"),
+        }
+    }
+}
+
+/// What is known of a process's Python from its file alone.
+fn python_of(process: &TracedProcess) -> Python {
+    match &process.process.runtime {
+        Runtime::CPython { .. } => Python::Pending,
+        Runtime::Other(_) if process.process.runtime.is_python() => Python::Unsupported(format!(
+            "{} is not supported (CPython is)",
+            process.process.runtime.name()
+        )),
+        Runtime::Other(_) => Python::Absent,
+    }
+}

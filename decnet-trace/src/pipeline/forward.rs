@@ -1,0 +1,89 @@
+//! From finished exchanges to spans, and on to the sinks.
+
+use std::sync::Arc;
+
+use super::worker::Worker;
+use crate::{
+    correlate::exchange::Role,
+    policy::{Link, Parent},
+    span::{Resource, Value},
+};
+
+impl Worker {
+    /// Turns finished exchanges into spans and hands them to the sinks.
+    pub(super) fn forward(&mut self, now: u64, all: bool) {
+        let mut exchanges = std::mem::take(&mut self.decoder.exchanges);
+        let waited = self.processes.ready(now, all);
+        for exchange in exchanges.drain(..).chain(waited) {
+            let tgid = exchange.tgid;
+            let resource = match self.processes.resource(tgid) {
+                Some(resource) => Arc::clone(resource),
+                None if all => nameless(tgid),
+                None => {
+                    if self.processes.wait(now, exchange).is_some() {
+                        self.unknown_process += 1;
+                    }
+                    continue;
+                }
+            };
+            match exchange.role {
+                Role::Server => {
+                    self.requests.served += 1;
+                    let span = self.policy.span(&exchange, &resource, self.clock, None);
+                    self.calls
+                        .served(&self.decoder.identities, &exchange, span.reference());
+                    self.spans.push(span);
+                }
+                Role::Client => {
+                    self.requests.made += 1;
+                    if self.calls.made(exchange) {
+                        self.watch_lineage(tgid);
+                    }
+                }
+            }
+        }
+        self.decoder.exchanges = exchanges;
+        self.link(now, all);
+        if !self.spans.is_empty() {
+            self.exporters.send(std::mem::take(&mut self.spans));
+        }
+    }
+
+    /// Puts calls under the requests that caused them, as far as that is known by now.
+    pub(super) fn link(&mut self, now: u64, all: bool) {
+        let Self {
+            calls,
+            decoder,
+            policy,
+            processes,
+            spans,
+            clock,
+            ..
+        } = self;
+        calls.decide(
+            &decoder.identities,
+            if all { None } else { Some(&decoder.correlator) },
+            now,
+            |exchange, parent| {
+                let resource = match processes.resource(exchange.tgid) {
+                    Some(resource) => Arc::clone(resource),
+                    None => nameless(exchange.tgid),
+                };
+                let parent = parent.map(|span| Parent {
+                    span,
+                    link: Link::Exact,
+                });
+                spans.push(policy.span(&exchange, &resource, *clock, parent));
+            },
+        );
+    }
+}
+
+/// What is said of a process of which nothing could be learnt before it was gone.
+fn nameless(tgid: u32) -> Arc<Resource> {
+    Arc::new(Resource {
+        tgid,
+        service_name: "unknown_service".into(),
+        attributes: vec![("service.name".into(), Value::Str("unknown_service".into()))],
+    })
+}
