@@ -49,6 +49,14 @@ pub struct Resource {
     pub attributes: Vec<(Cow<'static, str>, Value)>,
 }
 
+/// Bits of W3C Trace Context's `trace-flags`.
+pub mod trace_flags {
+    /// The trace is recorded (level 1).
+    pub const SAMPLED: u8 = 1;
+    /// The low 56 bits of the trace's id are random (level 2).
+    pub const RANDOM: u8 = 2;
+}
+
 /// A span ready for the sinks: sampled, normalised, redacted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Span {
@@ -60,8 +68,10 @@ pub struct Span {
     pub parent_id: [u8; 8],
     /// Whether the parent is in another process.
     pub parent_is_remote: bool,
-    /// The W3C trace state, as it came in.
+    /// The W3C trace state: as it came in, but for what sampling says there.
     pub trace_state: Box<str>,
+    /// W3C trace flags, see [`trace_flags`].
+    pub trace_flags: u8,
     /// The span's name, of low cardinality.
     pub name: Cow<'static, str>,
     /// The kind.
@@ -87,6 +97,8 @@ pub struct SpanRef {
     pub span_id: [u8; 8],
     /// The W3C trace state.
     pub trace_state: Box<str>,
+    /// W3C trace flags.
+    pub trace_flags: u8,
 }
 
 impl Span {
@@ -96,6 +108,7 @@ impl Span {
             trace_id: self.trace_id,
             span_id: self.span_id,
             trace_state: self.trace_state.clone(),
+            trace_flags: self.trace_flags,
         }
     }
 }

@@ -22,8 +22,7 @@ const SCOPE: &str = "decnet-trace";
 /// The schema that the attributes follow.
 const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.37.0";
 
-/// Bits of a span's flags: what is recorded was sampled; whether the parent is remote is known; it is.
-const FLAG_SAMPLED: u32 = 1;
+/// Bits of a span's flags above those of W3C: whether the parent is remote is known; it is.
 const FLAG_HAS_IS_REMOTE: u32 = 1 << 8;
 const FLAG_IS_REMOTE: u32 = 1 << 9;
 
@@ -83,7 +82,7 @@ fn of_span(span: &Span) -> ProtoSpan {
             [0, 0, 0, 0, 0, 0, 0, 0] => Vec::new(),
             id => id.to_vec(),
         },
-        flags: FLAG_SAMPLED | FLAG_HAS_IS_REMOTE | remote,
+        flags: u32::from(span.trace_flags) | FLAG_HAS_IS_REMOTE | remote,
         name: span.name.to_string(),
         kind: match span.kind {
             SpanKind::Server => Kind::Server,

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use super::*;
-use crate::span::{Resource, SpanKind, Status, Value};
+use crate::span::{Resource, SpanKind, Status, Value, trace_flags};
 
 /// A process.
 pub(crate) fn resource(name: &str) -> Arc<Resource> {
@@ -30,6 +30,7 @@ pub(crate) fn span(start: u64) -> Span {
         parent_id: [0; 8],
         parent_is_remote: false,
         trace_state: Box::default(),
+        trace_flags: trace_flags::SAMPLED,
         name: Cow::Borrowed("GET /a"),
         kind: SpanKind::Server,
         start,

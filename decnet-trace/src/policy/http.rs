@@ -24,6 +24,43 @@ const METHOD_MAX: usize = 32;
 /// More attributes than a span has.
 const ATTRIBUTES: usize = 32;
 
+/// The little of an exchange that metrics and sampling go by: all of it of low cardinality but for the
+/// server's name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed<'a> {
+    /// The side that the process is on.
+    pub role: Role,
+    /// The method, or `_OTHER`.
+    pub method: &'static str,
+    /// The scheme.
+    pub scheme: Cow<'static, str>,
+    /// The route, or the template of what was asked for.
+    pub route: Option<&'a str>,
+    /// The response's status.
+    pub status: Option<u16>,
+    /// The version of the protocol.
+    pub version: Cow<'static, str>,
+    /// Who was asked.
+    pub server: Server<'a>,
+    /// The value of `error.type`.
+    pub error: Option<Cow<'static, str>>,
+    /// How long it took, in nanoseconds.
+    pub duration: u64,
+    /// How long it waited before it was read, in nanoseconds.
+    pub queued: Option<u64>,
+}
+
+/// Who was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server<'a> {
+    /// By name.
+    Named(&'a str, Option<u16>),
+    /// By address.
+    At(SocketAddr),
+    /// Not known.
+    Unknown,
+}
+
 /// What an exchange says, taken apart once.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
@@ -53,6 +90,35 @@ impl<'a> Facts<'a> {
     /// The method as span names have it.
     pub(super) fn name(&self) -> &'static str {
         self.method.unwrap_or("HTTP")
+    }
+
+    /// What metrics and sampling go by.
+    pub(super) fn observed<'b>(self, route: Option<&'b str>) -> Observed<'b>
+    where
+        'a: 'b,
+    {
+        let exchange = self.exchange;
+        let scheme = self.scheme();
+        let server = match (self.host(), &exchange.ends) {
+            (Some((host, None)), ends) if *ends != Ends::Unix => {
+                Server::Named(host, default_port(&scheme))
+            }
+            (Some((host, port)), _) => Server::Named(host, port),
+            (None, Ends::Ip { remote, .. }) => Server::At(*remote),
+            (None, _) => Server::Unknown,
+        };
+        Observed {
+            role: exchange.role,
+            method: self.method.unwrap_or("_OTHER"),
+            scheme,
+            route,
+            status: exchange.status,
+            version: version(exchange.minor_version),
+            server,
+            error: self.error,
+            duration: exchange.end.saturating_sub(exchange.start),
+            queued: exchange.queued,
+        }
     }
 
     pub(super) fn status(&self) -> Status {

@@ -10,7 +10,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use crate::{
     correlate::exchange::{Exchange, Role},
-    span::{Resource, Span, SpanKind, SpanRef},
+    span::{Resource, Span, SpanKind, SpanRef, trace_flags},
     telemetry::{Count, Counters},
 };
 
@@ -121,21 +121,51 @@ impl Policy {
         clock: ClockOffset,
         parent: Option<Parent<'_>>,
     ) -> Span {
-        self.counters.add(Count::Spans, 1);
-        let identity = self.identity(exchange, parent);
-        let facts = http::Facts::new(exchange, &self.config);
+        self.observe(exchange, resource);
+        let identity = self.identify(exchange, parent);
+        self.build(exchange, resource, clock, identity)
+    }
+
+    /// What metrics and sampling go by. Nothing is allocated for a route that is known.
+    pub fn observe<'a>(
+        &'a mut self,
+        exchange: &'a Exchange,
+        resource: &Resource,
+    ) -> http::Observed<'a> {
+        let Self {
+            config,
+            served,
+            called,
+            counters,
+            ..
+        } = self;
+        let facts = http::Facts::new(exchange, config);
         let routes = match exchange.role {
-            Role::Server => &mut self.served,
-            Role::Client => &mut self.called,
+            Role::Server => served,
+            Role::Client => called,
         };
-        let missing = exchange.status == Some(404);
-        let route = match facts.path() {
-            "" => Route::Unknown,
-            path => routes.find(&resource.service_name, path, missing),
-        };
+        let route = route(routes, exchange, &facts, resource);
         if route == Route::Overflow {
-            self.counters.add(Count::RouteOverflow, 1);
+            counters.add(Count::RouteOverflow, 1);
         }
+        facts.observed(route.name())
+    }
+
+    /// Makes the span of an exchange that has its place in a trace already.
+    pub fn build(
+        &mut self,
+        exchange: &Exchange,
+        resource: &Arc<Resource>,
+        clock: ClockOffset,
+        identity: Identity,
+    ) -> Span {
+        self.counters.add(Count::Spans, 1);
+        let facts = http::Facts::new(exchange, &self.config);
+        let (routes, kind) = match exchange.role {
+            Role::Server => (&mut self.served, SpanKind::Server),
+            Role::Client => (&mut self.called, SpanKind::Client),
+        };
+        let route = route(routes, exchange, &facts, resource);
         let start = clock.to_unix(exchange.start);
         Span {
             trace_id: identity.trace_id,
@@ -143,14 +173,12 @@ impl Policy {
             parent_id: identity.parent_id,
             parent_is_remote: identity.parent_is_remote,
             trace_state: identity.trace_state,
+            trace_flags: identity.trace_flags | trace_flags::SAMPLED,
             name: match route.name() {
                 Some(route) => Cow::Owned(format!("{} {route}", facts.name())),
                 None => Cow::Borrowed(facts.name()),
             },
-            kind: match exchange.role {
-                Role::Server => SpanKind::Server,
-                Role::Client => SpanKind::Client,
-            },
+            kind,
             start,
             end: clock.to_unix(exchange.end).max(start),
             attributes: facts.attributes(route, identity.link),
@@ -160,7 +188,7 @@ impl Policy {
     }
 
     /// Which trace an exchange belongs to: the parent's; or the one that its request names; or its own.
-    fn identity(&mut self, exchange: &Exchange, parent: Option<Parent<'_>>) -> Identity {
+    pub fn identify(&mut self, exchange: &Exchange, parent: Option<Parent<'_>>) -> Identity {
         let span_id = self.ids.span_id();
         if let Some(Parent { span, link }) = parent {
             return Identity {
@@ -168,7 +196,9 @@ impl Policy {
                 span_id,
                 parent_id: span.span_id,
                 parent_is_remote: false,
+                parent_sampled: None,
                 trace_state: span.trace_state.clone(),
+                trace_flags: span.trace_flags,
                 link,
             };
         }
@@ -183,11 +213,13 @@ impl Policy {
                 parent_id: named.parent_id,
                 // What a client sends names a span of its own process, or one that it passes on.
                 parent_is_remote: exchange.role == Role::Server,
+                parent_sampled: Some(named.sampled),
                 trace_state: exchange
                     .tracestate
                     .as_deref()
                     .and_then(trace_state)
                     .map_or_else(Box::default, Box::from),
+                trace_flags: u8::from(named.random) * trace_flags::RANDOM,
                 link: Link::Exact,
             },
             None => Identity {
@@ -195,21 +227,60 @@ impl Policy {
                 span_id,
                 parent_id: [0; 8],
                 parent_is_remote: false,
+                parent_sampled: None,
                 trace_state: Box::default(),
+                trace_flags: trace_flags::RANDOM,
                 link: Link::None,
             },
         }
     }
 }
 
+/// The route of an exchange.
+fn route<'a>(
+    routes: &'a mut Routes,
+    exchange: &Exchange,
+    facts: &http::Facts<'_>,
+    resource: &Resource,
+) -> Route<'a> {
+    let missing = exchange.status == Some(404);
+    match facts.path() {
+        "" => Route::Unknown,
+        path => routes.find(&resource.service_name, path, missing),
+    }
+}
+
 /// Where a span stands in its trace.
-struct Identity {
-    trace_id: [u8; 16],
-    span_id: [u8; 8],
-    parent_id: [u8; 8],
-    parent_is_remote: bool,
-    trace_state: Box<str>,
-    link: Link,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The trace's id.
+    pub trace_id: [u8; 16],
+    /// The span's own id.
+    pub span_id: [u8; 8],
+    /// The parent's id; all zero for a root.
+    pub parent_id: [u8; 8],
+    /// Whether the parent is in another process.
+    pub parent_is_remote: bool,
+    /// Whether the parent is sampled, where a header named it.
+    pub parent_sampled: Option<bool>,
+    /// The W3C trace state.
+    pub trace_state: Box<str>,
+    /// W3C trace flags but for that of sampling, which is decided later.
+    pub trace_flags: u8,
+    /// How surely the parent is the parent.
+    pub link: Link,
+}
+
+impl Identity {
+    /// What is needed to put others under it.
+    pub fn reference(&self) -> SpanRef {
+        SpanRef {
+            trace_id: self.trace_id,
+            span_id: self.span_id,
+            trace_state: self.trace_state.clone(),
+            trace_flags: self.trace_flags,
+        }
+    }
 }
 
 /// Random ids. Two generators, seeded apart: ids of two agents meet only where both halves do.

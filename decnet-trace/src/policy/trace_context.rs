@@ -1,6 +1,8 @@
 //! The headers `traceparent` and `tracestate` of W3C Trace Context, level 1
 //! (<https://www.w3.org/TR/trace-context-1/>).
 
+use crate::span::trace_flags;
+
 /// A `traceparent`, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceParent {
@@ -10,6 +12,8 @@ pub struct TraceParent {
     pub parent_id: [u8; 8],
     /// Whether the caller may have recorded its span.
     pub sampled: bool,
+    /// Whether the low 56 bits of the trace's id are random, as level 2 of the specification tells.
+    pub random: bool,
 }
 
 impl TraceParent {
@@ -31,7 +35,8 @@ impl TraceParent {
         (dashes && ends && trace_id != [0; 16] && parent_id != [0; 8]).then_some(Self {
             trace_id,
             parent_id,
-            sampled: flags & 1 != 0,
+            sampled: flags & trace_flags::SAMPLED != 0,
+            random: flags & trace_flags::RANDOM != 0,
         })
     }
 }
@@ -126,6 +131,7 @@ mod tests {
                 trace_id: 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128.to_be_bytes(),
                 parent_id: 0x00f0_67aa_0ba9_02b7_u64.to_be_bytes(),
                 sampled: true,
+                random: false,
             })
         );
         let unsampled = TraceParent::parse(&format!("00-{TRACE}-{SPAN}-00"));
@@ -218,6 +224,7 @@ mod tests {
                 trace_id: trace.to_be_bytes(),
                 parent_id: span.to_be_bytes(),
                 sampled: flags & 1 != 0,
+                random: flags & 2 != 0,
             }));
         }
     }
