@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    fs::File,
+    fs::{self, File},
     io::{Read as _, Write as _},
     process::Command,
     sync::{
@@ -19,6 +19,7 @@ use crate::{
     bed::process::{Folder, Process},
     build_ebpf::{self, Flavour},
     command::{say, shown},
+    paths::workspace,
     run::{cargo, has_sudo},
     setup,
 };
@@ -89,13 +90,14 @@ pub fn run(rootless: bool) -> Result<()> {
         ),
     );
     // The integration tests of decnet-trace are the end-to-end tests; all others need no root.
-    for args in [
-        ["--lib", "--bins"].as_slice(),
-        &["--doc"],
-        &["--package", "xtask", "--test", "*"],
-    ] {
-        check("tests", tests(args, &[], &stop, &mut counts));
-    }
+    check(
+        "tests",
+        tests(&["--lib", "--bins"], false, &[], &stop, &mut counts),
+    );
+    check("tests", tests(&["--doc"], false, &[], &stop, &mut counts));
+    let beds =
+        integration_tests("xtask").and_then(|args| tests(&args, false, &[], &stop, &mut counts));
+    check("tests", beds);
     if !rootless {
         check("end-to-end tests", end_to_end(&stop, &mut counts));
     }
@@ -129,9 +131,9 @@ fn ebpf() -> Result<()> {
 
 /// The integration tests of decnet-trace, one at a time, as root.
 fn end_to_end(stop: &AtomicBool, counts: &mut Counts) -> Result<()> {
-    let args = ["--package", "decnet-trace", "--test", "*"];
+    let args = integration_tests("decnet-trace")?;
     if rustix::process::geteuid().is_root() {
-        return tests(&args, &[], stop, counts);
+        return tests(&args, true, &[], stop, counts);
     }
     if !has_sudo() {
         bail!("they need root: run this as root, install sudo, or leave them out with --rootless");
@@ -143,12 +145,35 @@ fn end_to_end(stop: &AtomicBool, counts: &mut Counts) -> Result<()> {
     // Cargo builds as this user, and has its test programs run by sudo.
     let arch = std::env::consts::ARCH.to_uppercase();
     let runner = format!("CARGO_TARGET_{arch}_UNKNOWN_LINUX_GNU_RUNNER");
-    tests(&args, &[(&runner, "sudo -n -E")], stop, counts)
+    tests(&args, true, &[(&runner, "sudo -n -E")], stop, counts)
+}
+
+/// Names a package's integration tests to Cargo. By their names and not by their package: that would
+/// select other features of what they depend on, and so build most of it again.
+fn integration_tests(package: &str) -> Result<Vec<String>> {
+    let folder = workspace().join(package).join("tests");
+    let entries = fs::read_dir(&folder)
+        .with_context(|| format!("cannot read {}", folder.display()))?
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut names: Vec<_> = entries
+        .iter()
+        .map(fs::DirEntry::path)
+        .filter(|path| path.is_file() || path.join("main.rs").exists())
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .collect();
+    names.sort_unstable();
+    Ok(names
+        .into_iter()
+        .flat_map(|name| ["--test".to_owned(), name])
+        .collect())
 }
 
 /// Runs `cargo test` with its output shown, and adds up what it reports.
+///
+/// `alone`: tests on one machine's kernel and CPUs, which would disturb each other.
 fn tests(
-    args: &[&str],
+    args: &[impl AsRef<str>],
+    alone: bool,
     env: &[(&str, &str)],
     stop: &AtomicBool,
     counts: &mut Counts,
@@ -156,6 +181,7 @@ fn tests(
     if stop.load(Ordering::Relaxed) {
         bail!("interrupted");
     }
+    let args: Vec<_> = args.iter().map(AsRef::as_ref).collect();
     say(format!("cargo test {}", args.join(" ")));
     let folder = Folder::new()?;
     let mut test = cargo();
@@ -164,8 +190,7 @@ fn tests(
         // The output of a test that passes has the reason why it skipped.
         .args(["--", "--show-output"])
         .envs(env.iter().copied());
-    // Tests on one machine's kernel and CPUs: at the same time, each would disturb the others.
-    if args.contains(&"decnet-trace") {
+    if alone {
         test.arg("--test-threads=1");
     }
     let mut process = Process::start(&mut test, &folder.path().join("log"))?;
