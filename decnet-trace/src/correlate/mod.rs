@@ -10,6 +10,8 @@ mod dialog;
 pub mod exchange;
 pub mod identity;
 mod open;
+pub mod outbound;
+pub mod statement;
 
 use std::{
     cmp::Reverse,

@@ -11,6 +11,7 @@ use crate::{
         attribution::{Attribution, Call, RequestId, Served},
         exchange::Exchange,
         identity::{Identities, Identity},
+        outbound::Outbound,
     },
     python::{LineageProbes, PyProcess},
     span::SpanRef,
@@ -25,7 +26,7 @@ const REQUESTS_MAX: u64 = 1 << 16;
 /// Calls, the requests that they may belong to, and the processes whose contexts are followed.
 pub(super) struct Calls {
     enabled: bool,
-    attribution: Attribution<Exchange>,
+    attribution: Attribution<Outbound>,
     /// Requests by their number, which counts them.
     requests: FxHashMap<RequestId, SpanRef>,
     next: RequestId,
@@ -103,12 +104,12 @@ impl Calls {
     }
 
     /// A call is over; whether its process could be watched more closely from now on.
-    pub(super) fn made(&mut self, exchange: Exchange) -> bool {
-        let tgid = exchange.tgid;
+    pub(super) fn made(&mut self, what: Outbound) -> bool {
+        let tgid = what.tgid();
         let call = Call {
-            identity: Identity::from_bits(exchange.request_context),
-            at: exchange.start,
-            what: exchange,
+            identity: what.identity(),
+            at: what.start(),
+            what,
         };
         self.attribution.call(tgid, call);
         self.probes.contains_key(&tgid)
@@ -121,7 +122,7 @@ impl Calls {
         identities: &Identities,
         correlator: Option<&Correlator>,
         now: u64,
-        mut each: impl FnMut(Exchange, Option<&SpanRef>),
+        mut each: impl FnMut(Outbound, Option<&SpanRef>),
     ) {
         if correlator.is_some() && now < self.due {
             return;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::worker::Worker;
 use crate::{
-    correlate::exchange::Role,
+    correlate::{exchange::Role, outbound::Outbound},
     policy::{Link, Parent},
     span::{Resource, Value},
 };
@@ -36,7 +36,7 @@ impl Worker {
                 }
                 Role::Client => {
                     self.requests.made += 1;
-                    if self.calls.made(exchange) {
+                    if self.calls.made(Outbound::Exchange(Box::new(exchange))) {
                         self.watch_lineage(tgid);
                     }
                 }
@@ -64,16 +64,24 @@ impl Worker {
             &decoder.identities,
             if all { None } else { Some(&decoder.correlator) },
             now,
-            |exchange, parent| {
-                let resource = match processes.resource(exchange.tgid) {
+            |outbound, parent| {
+                let resource = match processes.resource(outbound.tgid()) {
                     Some(resource) => Arc::clone(resource),
-                    None => nameless(exchange.tgid),
+                    None => nameless(outbound.tgid()),
                 };
                 let parent = parent.map(|span| Parent {
                     span,
                     link: Link::Exact,
                 });
-                spans.push(policy.span(&exchange, &resource, *clock, parent));
+                spans.push(match &outbound {
+                    Outbound::Exchange(exchange) => {
+                        policy.span(exchange, &resource, *clock, parent)
+                    }
+                    Outbound::Statement(statement) => {
+                        let place = policy.place(parent);
+                        policy.statement(statement, &resource, *clock, place)
+                    }
+                });
             },
         );
     }

@@ -3,13 +3,17 @@
 //! * [`http`]: the attributes, as OpenTelemetry's conventions for HTTP have them.
 //! * [`route`]: paths of low cardinality.
 //! * [`redact`]: what is masked.
+//! * [`statement`]: the attributes of database statements.
 //! * [`trace_context`]: the caller's `traceparent` and `tracestate`.
 //! * [`clock`]: from the kernel's time to the wall clock's.
 
 use std::{borrow::Cow, sync::Arc};
 
 use crate::{
-    correlate::exchange::{Exchange, Role},
+    correlate::{
+        exchange::{Exchange, Role},
+        statement::Statement,
+    },
     span::{Resource, Span, SpanKind, SpanRef, trace_flags},
     telemetry::{Count, Counters},
 };
@@ -19,6 +23,7 @@ pub mod http;
 pub mod redact;
 pub mod route;
 mod segment;
+pub mod statement;
 mod target;
 pub mod trace_context;
 
@@ -189,18 +194,8 @@ impl Policy {
 
     /// Which trace an exchange belongs to: the parent's; or the one that its request names; or its own.
     pub fn identify(&mut self, exchange: &Exchange, parent: Option<Parent<'_>>) -> Identity {
-        let span_id = self.ids.span_id();
-        if let Some(Parent { span, link }) = parent {
-            return Identity {
-                trace_id: span.trace_id,
-                span_id,
-                parent_id: span.span_id,
-                parent_is_remote: false,
-                parent_sampled: None,
-                trace_state: span.trace_state.clone(),
-                trace_flags: span.trace_flags,
-                link,
-            };
+        if parent.is_some() {
+            return self.place(parent);
         }
         let named = exchange.traceparent.as_deref().map(TraceParent::parse);
         if named == Some(None) {
@@ -209,7 +204,7 @@ impl Policy {
         match named.flatten() {
             Some(named) => Identity {
                 trace_id: named.trace_id,
-                span_id,
+                span_id: self.ids.span_id(),
                 parent_id: named.parent_id,
                 // What a client sends names a span of its own process, or one that it passes on.
                 parent_is_remote: exchange.role == Role::Server,
@@ -222,6 +217,24 @@ impl Policy {
                 trace_flags: u8::from(named.random) * trace_flags::RANDOM,
                 link: Link::Exact,
             },
+            None => self.place(None),
+        }
+    }
+
+    /// A place under a span of the same process, or at the root of a trace of its own.
+    pub fn place(&mut self, parent: Option<Parent<'_>>) -> Identity {
+        let span_id = self.ids.span_id();
+        match parent {
+            Some(Parent { span, link }) => Identity {
+                trace_id: span.trace_id,
+                span_id,
+                parent_id: span.span_id,
+                parent_is_remote: false,
+                parent_sampled: None,
+                trace_state: span.trace_state.clone(),
+                trace_flags: span.trace_flags,
+                link,
+            },
             None => Identity {
                 trace_id: self.ids.trace_id(),
                 span_id,
@@ -232,6 +245,34 @@ impl Policy {
                 trace_flags: trace_flags::RANDOM,
                 link: Link::None,
             },
+        }
+    }
+
+    /// Makes the span of a statement that has its [place](Self::place) in a trace already.
+    pub fn statement(
+        &mut self,
+        statement: &Statement,
+        resource: &Arc<Resource>,
+        clock: ClockOffset,
+        identity: Identity,
+    ) -> Span {
+        self.counters.add(Count::Spans, 1);
+        let facts = statement::Facts::new(statement);
+        let start = clock.to_unix(statement.start);
+        Span {
+            trace_id: identity.trace_id,
+            span_id: identity.span_id,
+            parent_id: identity.parent_id,
+            parent_is_remote: identity.parent_is_remote,
+            trace_state: identity.trace_state,
+            trace_flags: identity.trace_flags | trace_flags::SAMPLED,
+            name: facts.name(),
+            kind: SpanKind::Client,
+            start,
+            end: clock.to_unix(statement.end).max(start),
+            attributes: facts.attributes(identity.link),
+            status: facts.status(),
+            resource: Arc::clone(resource),
         }
     }
 }
