@@ -262,7 +262,9 @@ mod tests {
             request_bytes: 1,
             response_bytes: 1,
             response_body_bytes: 1,
+            due: 5,
             start: 5,
+            operations: 2,
             end: 5 + ms * 1_000_000,
             complete,
         };

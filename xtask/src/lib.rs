@@ -1,6 +1,7 @@
 //! What builds, runs and tests decnet-trace: the verbs of `cargo xtask`, and the test bed.
 
 pub mod bed;
+pub mod bench;
 pub mod build_ebpf;
 pub mod command;
 pub mod compiler;

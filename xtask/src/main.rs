@@ -4,6 +4,7 @@ use std::{ffi::OsString, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use xtask::{
+    bench::{self, BenchArgs},
     build_ebpf::{self, Flavour},
     demo, pylayout, run, setup, test,
 };
@@ -72,6 +73,17 @@ enum Verb {
         #[arg(long)]
         rootless: bool,
     },
+    /// Measures what the agent costs, on this machine
+    #[command(
+        after_help = "Runs as root. Windows with and without the agent alternate in one run; the noise \
+        floor is measured the same way and printed first. docs/overhead.md says how to read the \
+        tables.\n\nExamples:\n  \
+        cargo xtask bench all                       everything; it says first how long that takes\n  \
+        cargo xtask bench all --quick               the same in a few minutes, to see that it works\n  \
+        cargo xtask bench overhead --scenario calls one route alone\n  \
+        cargo xtask bench overhead --json new.json --compare old.json"
+    )]
+    Bench(#[command(flatten)] BenchArgs),
     /// Writes the table of CPython's struct layouts from the headers of all CPythons at hand
     #[command(
         after_help = "Looks in pyenv's versions, in /usr/include, and in the tree of Debian's \
@@ -106,6 +118,7 @@ fn main() -> ExitCode {
             Err(why) => Err(why),
         },
         Verb::Test { rootless } => test::run(rootless),
+        Verb::Bench(args) => bench::run(&args).map(drop),
         Verb::Pylayout { check, debootstrap } => {
             if debootstrap {
                 pylayout::make_debian_tree().and_then(|_| pylayout::run(check))

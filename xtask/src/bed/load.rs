@@ -123,10 +123,16 @@ pub struct Truth {
     pub response_bytes: u64,
     /// Bytes of the response's body, without framing.
     pub response_body_bytes: u64,
+    /// When it was to be sent, by the load's rate; [`Self::start`] where it has none. What passed
+    /// between the two, the request waited because those before it were not answered: a user's time,
+    /// which `end - start` omits.
+    pub due: u64,
     /// Before the first byte was sent: nanoseconds of `CLOCK_MONOTONIC`.
     pub start: u64,
     /// After the last byte was received: nanoseconds of `CLOCK_MONOTONIC`.
     pub end: u64,
+    /// The client's own reads and writes of the socket.
+    pub operations: u32,
     /// Whether the whole response came; otherwise the connection broke, or it took too long.
     pub complete: bool,
 }
@@ -203,6 +209,16 @@ impl Load {
         self
     }
 
+    /// When a request is to be sent, counted from the load's start, where it has a rate.
+    fn due(&self, index: usize) -> Option<Duration> {
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a load has less than 2^52 requests"
+        )]
+        self.rate
+            .map(|rate| Duration::from_secs_f64(index as f64 / rate))
+    }
+
     /// Runs the load in this thread, or in as many as were asked for, and returns the truth about
     /// every request, in the order in which they were started.
     ///
@@ -220,6 +236,7 @@ impl Load {
         let tickets = Tickets {
             next: AtomicUsize::new(0),
             start: Instant::now(),
+            start_ns: monotonic_ns(),
         };
         let threads = self.threads.min(self.connections);
         let mut truths = if threads == 1 {
@@ -259,6 +276,8 @@ pub fn monotonic_ns() -> u64 {
 struct Tickets {
     next: AtomicUsize,
     start: Instant,
+    /// The same on `CLOCK_MONOTONIC`.
+    start_ns: u64,
 }
 
 /// One thread's connections.
@@ -387,22 +406,23 @@ impl<'a> Worker<'a> {
             self.ticket = Some(index);
             return Next::None;
         }
-        if let Some(rate) = self.load.rate {
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "a load has less than 2^52 requests"
-            )]
-            let due = Duration::from_secs_f64(index as f64 / rate);
-            if due > elapsed {
-                self.ticket = Some(index);
-                return Next::WaitFor(due - elapsed);
-            }
+        if let Some(due) = self.load.due(index)
+            && due > elapsed
+        {
+            self.ticket = Some(index);
+            return Next::WaitFor(due - elapsed);
         }
         Next::Send(index)
     }
 
     fn send(&mut self, n: usize, index: usize) -> Result<()> {
         let which = index % self.load.requests.len();
+        let start = monotonic_ns();
+        let due = self.load.due(index).map_or(start, |due| {
+            // A load lasts no 500 years.
+            let due = u64::try_from(due.as_nanos()).unwrap_or(u64::MAX);
+            self.tickets.start_ns.saturating_add(due).min(start)
+        });
         let connection = &mut self.connections[n];
         connection
             .reader
@@ -411,7 +431,9 @@ impl<'a> Worker<'a> {
             index,
             which,
             sent: 0,
-            start: monotonic_ns(),
+            operations: 0,
+            due,
+            start,
         });
         self.advance(n)
     }
@@ -491,8 +513,10 @@ impl<'a> Worker<'a> {
                 request_bytes: current.sent as u64,
                 response_bytes: response.bytes,
                 response_body_bytes: response.body_bytes,
+                due: current.due,
                 start: current.start,
                 end,
+                operations: current.operations,
                 complete,
             });
             connection.sequence += 1;
@@ -520,6 +544,8 @@ struct Current {
     index: usize,
     which: usize,
     sent: usize,
+    operations: u32,
+    due: u64,
     start: u64,
 }
 
@@ -558,6 +584,7 @@ impl Connection {
         if let Some(current) = &mut self.current {
             let bytes = &encoded[current.which];
             while current.sent < bytes.len() {
+                current.operations += 1;
                 match self.stream.write(&bytes[current.sent..]) {
                     Ok(n) => current.sent += n,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -574,6 +601,9 @@ impl Connection {
             }
         }
         loop {
+            if let Some(current) = &mut self.current {
+                current.operations += 1;
+            }
             match self.stream.read(buffer) {
                 Ok(0) if self.current.is_some() && self.reader.close() => {
                     return Ok(Progress::Done);

@@ -1,0 +1,200 @@
+//! `cargo xtask bench`: what the agent costs, measured on the machine at hand. docs/overhead.md says how
+//! to read it.
+
+pub mod agent;
+pub mod machine;
+pub mod overhead;
+pub mod postgres;
+pub mod progress;
+pub mod report;
+pub mod services;
+pub mod stats;
+pub mod table;
+
+use std::{path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use self::{
+    machine::{Machine, busy},
+    progress::{Progress, minutes},
+    report::Report,
+    services::{NAMED, SCENARIOS, Scenario, Services},
+    table::Style,
+};
+use crate::{
+    command::{output, say},
+    paths, run as agent_build,
+};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// What a service loses: throughput, latencies and CPU, against the same service untraced
+    Overhead,
+    /// All of them
+    All,
+}
+
+/// The arguments of the verb.
+#[derive(Args, Clone, Debug)]
+pub struct BenchArgs {
+    /// What to measure
+    pub kind: Kind,
+    /// Short windows and few pairs: to see that it works, not to learn what things cost
+    #[arg(long)]
+    pub quick: bool,
+    /// Pairs of windows with and without [default: 10, quick 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub pairs: Option<u32>,
+    /// The length of a window, in seconds [default: 3, quick 1]
+    #[arg(long, value_name = "SECS")]
+    pub window: Option<f64>,
+    /// Only this route of the service: sqlite, plain, def, calls, postgres, rows (may be given again)
+    #[arg(long, value_name = "NAME")]
+    pub scenario: Vec<String>,
+    /// Write the figures to this file, as JSON [default: target/bench/KIND.json]
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Compare with the figures in this file, which an earlier run wrote
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+    /// The agent to measure, instead of one built from this tree in release mode
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub agent: Option<PathBuf>,
+}
+
+/// What a run is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The agent's program.
+    pub agent: PathBuf,
+    /// Whether it is a quick one.
+    pub quick: bool,
+    /// Pairs of windows.
+    pub pairs: usize,
+    /// A window's length.
+    pub window: Duration,
+    /// The routes.
+    pub scenarios: Vec<Scenario>,
+    /// How tables look.
+    pub style: Style,
+}
+
+impl Setup {
+    fn new(args: &BenchArgs, agent: PathBuf) -> Result<Self> {
+        let seconds = args.window.unwrap_or(if args.quick { 1.0 } else { 3.0 });
+        if !(0.1..=600.0).contains(&seconds) {
+            bail!("--window {seconds} is no length to measure for: say 0.1 to 600 seconds");
+        }
+        let mut scenarios = SCENARIOS.to_vec();
+        if !args.scenario.is_empty() {
+            scenarios = args
+                .scenario
+                .iter()
+                .map(|name| services::scenario(name))
+                .collect::<Result<_>>()?;
+        }
+        Ok(Self {
+            agent,
+            quick: args.quick,
+            pairs: args.pairs.unwrap_or(if args.quick { 3 } else { 10 }) as usize,
+            window: Duration::from_secs_f64(seconds),
+            scenarios,
+            style: Style::of_stdout(),
+        })
+    }
+}
+
+/// The verb: measures, prints, and writes the figures.
+///
+/// # Errors
+/// Something cannot be had or built, fails at work, or the run is interrupted; nothing is left running.
+pub fn run(args: &BenchArgs) -> Result<Report> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the bench loads eBPF programs: run it as root");
+    }
+    let old = args.compare.as_deref().map(Report::read).transpose()?;
+    let venv = services::venv()?;
+    let agent = match &args.agent {
+        Some(agent) => agent.clone(),
+        None => agent_build::build()?,
+    };
+    let mut setup = Setup::new(args, agent)?;
+    let wants = |kind| args.kind == kind || args.kind == Kind::All;
+    let with_postgres = setup
+        .scenarios
+        .iter()
+        .any(|scenario| scenario.name == "postgres");
+    let services = Services::start(venv, with_postgres)?;
+    let machine = Machine::read(&services.cpus, &services.venv, NAMED)?;
+    let style = setup.style;
+    println!("{}", style.head(&machine.to_string()));
+    println!("{}", services.cpus);
+    let mut report = Report::new(command(), version(&setup), args.quick, machine);
+    println!("agent: {}", report.agent);
+    setup.scenarios.retain(|scenario| services.can(*scenario));
+    if let Some(why) = &services.no_postgres {
+        println!("SKIPPED: postgres: {why}");
+        report.skipped.push(format!("postgres: {why}"));
+    }
+    let mut planned = Duration::ZERO;
+    if wants(Kind::Overhead) {
+        planned += overhead::plan(&setup);
+    }
+    println!("this takes about {}", minutes(planned));
+    let noise = busy()?;
+    if noise > 0.1 {
+        println!(
+            "{}",
+            style.bad(&format!(
+                "the machine is busy: others take {:.0} % of its CPUs, and the figures are worth little",
+                100.0 * noise
+            ))
+        );
+    }
+    let mut progress = Progress::start(planned)?;
+    if wants(Kind::Overhead) {
+        overhead::run(&setup, &services, &mut progress, &mut report)?;
+    }
+    progress.clear();
+    let goals = report.goals(style);
+    if !goals.is_empty() {
+        println!("\n{goals}");
+    }
+    let path = match &args.json {
+        Some(path) => path.clone(),
+        None => services::folder()?.join(format!("{}.json", name(args.kind))),
+    };
+    report.write(&path)?;
+    if let Some(old) = &old {
+        println!(
+            "\n{}\n{}",
+            style.head("compared with the old run"),
+            report.compared(old, style)
+        );
+    }
+    say(format!("figures: {}", path.display()));
+    Ok(report)
+}
+
+fn name(kind: Kind) -> String {
+    kind.to_possible_value()
+        .map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+/// The command line, as it is typed.
+fn command() -> String {
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    format!("cargo xtask {}", args.join(" "))
+}
+
+/// The agent's version, and the commit that it was built from.
+fn version(setup: &Setup) -> String {
+    let version = output(Command::new(&setup.agent).arg("--version")).unwrap_or_default();
+    let mut git = Command::new("git");
+    git.current_dir(paths::workspace());
+    let commit = output(git.args(["describe", "--always", "--dirty", "--abbrev=12"]));
+    format!("{} ({})", version.trim(), commit.unwrap_or_default().trim())
+}

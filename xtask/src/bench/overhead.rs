@@ -1,0 +1,556 @@
+//! What a service loses: windows with and without a tool alternate, and each with is compared with the
+//! mean of the two without beside it, which takes out what drifts slowly.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    Setup,
+    agent::Tool,
+    progress::Progress,
+    report::{Report, number},
+    services::{Pace, Scenario, Services, Window, of, py_spy, window},
+    stats::median,
+    table::{Style, Table},
+};
+use crate::bed::service::Service;
+
+/// What starting and ending a tool takes, about.
+const ATTACH: Duration = Duration::from_millis(1500);
+
+/// The share of what a service can do that the fixed rate is.
+const FIXED_SHARE: f64 = 0.4;
+
+/// Something that may cost a service something.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    /// Its name in ids.
+    pub name: &'static str,
+    what: &'static str,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Nothing at all: what this shows is noise.
+    Nothing,
+    /// The agent, with these arguments; `PID`, `BACKEND` and `{}` (a folder) are filled in.
+    Agent(&'static [&'static str]),
+    /// py-spy record, so many times a second.
+    PySpy(u32),
+    /// In a process of its own from its start: a value of `BENCH_WITH`.
+    Inside(&'static str),
+}
+
+/// All of them; the first is the noise floor.
+pub const VARIANTS: &[Variant] = &[
+    Variant {
+        name: "noise",
+        what: "noise floor: nothing against nothing",
+        kind: Kind::Nothing,
+    },
+    Variant {
+        name: "agent",
+        what: "agent, its defaults (run --pid)",
+        kind: Kind::Agent(&["run", "--pid", "PID"]),
+    },
+    Variant {
+        name: "spans",
+        what: "agent, spans only",
+        kind: Kind::Agent(&[
+            "run",
+            "--pid",
+            "PID",
+            "--rate",
+            "0",
+            "--no-lineage",
+            "--spans-file",
+            "{}/spans",
+        ]),
+    },
+    Variant {
+        name: "profiling",
+        what: "agent, profiling only, 19 Hz",
+        kind: Kind::Agent(&[
+            "record",
+            "--pid",
+            "PID",
+            "--rate",
+            "19",
+            "--output",
+            "{}/flame.svg",
+        ]),
+    },
+    Variant {
+        name: "lineage",
+        what: "agent, spans with lineage",
+        kind: Kind::Agent(&[
+            "run",
+            "--pid",
+            "PID",
+            "--rate",
+            "0",
+            "--spans-file",
+            "{}/spans",
+        ]),
+    },
+    Variant {
+        name: "everything",
+        what: "agent, spans, lineage, 19 Hz, all sinks",
+        kind: Kind::Agent(&[
+            "run",
+            "--pid",
+            "PID",
+            "--rate",
+            "19",
+            "--profile-out",
+            "{}/flame.svg",
+            "--summary",
+            "--spans-file",
+            "{}/spans",
+            "--otlp-endpoint",
+            "BACKEND",
+            "--otlp-protocol",
+            "http/protobuf",
+        ]),
+    },
+    Variant {
+        name: "py-spy",
+        what: "py-spy record, 100 Hz",
+        kind: Kind::PySpy(100),
+    },
+    Variant {
+        name: "otel",
+        what: "OpenTelemetry's SDK, FastAPI + drivers, OTLP",
+        kind: Kind::Inside("otel"),
+    },
+    Variant {
+        name: "memray",
+        what: "memray, all allocations",
+        kind: Kind::Inside("memray"),
+    },
+    Variant {
+        name: "pyinstrument",
+        what: "pyinstrument, every request",
+        kind: Kind::Inside("pyinstrument"),
+    },
+];
+
+impl Variant {
+    /// The variant of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        VARIANTS
+            .iter()
+            .find(|variant| variant.name == name)
+            .copied()
+    }
+
+    /// The agent's arguments, for that service.
+    pub fn args(&self, pid: u32, backend: &str) -> Option<Vec<String>> {
+        let Kind::Agent(args) = self.kind else {
+            return None;
+        };
+        Some(
+            args.iter()
+                .map(|arg| {
+                    arg.replace("PID", &pid.to_string())
+                        .replace("BACKEND", backend)
+                })
+                .collect(),
+        )
+    }
+}
+
+/// What is compared on which route, and at which pace.
+fn variants(scenario: &str, pace: Pace, quick: bool) -> Vec<Variant> {
+    let names: &[&str] = match (scenario, pace) {
+        ("sqlite", Pace::Saturated) => {
+            return VARIANTS.to_vec();
+        }
+        ("sqlite", Pace::Fixed(_)) if !quick => &["noise", "agent", "everything", "py-spy", "otel"],
+        ("calls", Pace::Saturated) if !quick => {
+            &["noise", "agent", "spans", "lineage", "everything", "otel"]
+        }
+        _ if quick => &["noise", "agent"],
+        _ => &["noise", "agent", "everything"],
+    };
+    names
+        .iter()
+        .filter_map(|name| Variant::named(name))
+        .collect()
+}
+
+/// The paces of a route, the fixed rate yet to be found.
+fn paces(scenario: &str, quick: bool) -> &'static [Pace] {
+    match scenario {
+        _ if !quick => &[Pace::Saturated, Pace::Fixed(0.0)],
+        "sqlite" => &[Pace::Saturated, Pace::Fixed(0.0)],
+        _ => &[Pace::Saturated],
+    }
+}
+
+/// What comes before a window, to let caches and connections settle.
+fn warm_up(window: Duration) -> Duration {
+    (window / 6).max(Duration::from_millis(200))
+}
+
+/// How long it takes.
+pub fn plan(setup: &Setup) -> Duration {
+    let each = setup.window + warm_up(setup.window);
+    let mut windows = 0;
+    for scenario in &setup.scenarios {
+        for &pace in paces(scenario.name, setup.quick) {
+            windows += variants(scenario.name, pace, setup.quick).len() * setup.pairs;
+        }
+    }
+    let windows = u32::try_from(windows).unwrap_or(u32::MAX);
+    windows * (2 * each + ATTACH)
+        + Duration::from_secs(15) * u32::try_from(setup.scenarios.len()).unwrap_or(1)
+}
+
+/// The services of one route: the plain one, and one for each tool that works inside of a process.
+struct Fleet {
+    plain: Service,
+    inside: BTreeMap<&'static str, Service>,
+}
+
+impl Fleet {
+    fn start(services: &Services, variants: &[Variant]) -> Result<Self> {
+        let mut inside = BTreeMap::new();
+        for variant in variants {
+            if let Kind::Inside(tool) = variant.kind {
+                let service = services
+                    .service(Some(tool))
+                    .with_context(|| format!("the service with {tool} does not start"))?;
+                inside.insert(tool, service);
+            }
+        }
+        Ok(Self {
+            plain: services.service(None)?,
+            inside,
+        })
+    }
+}
+
+/// One window with, between two without.
+#[derive(Clone, Copy, Debug)]
+struct Pair {
+    before: Window,
+    with: Window,
+    after: Window,
+}
+
+/// A reading of a window.
+type Metric = fn(&Window) -> f64;
+
+/// What is read off a window.
+const METRICS: &[(&str, Metric)] = &[
+    ("throughput", |window| window.throughput),
+    ("p50", |window| window.p50),
+    ("p99", |window| window.p99),
+    ("p99.9", |window| window.p999),
+    ("cpu", |window| window.cpu),
+];
+
+impl Pair {
+    /// With to without.
+    fn ratio(&self, of: Metric) -> f64 {
+        of(&self.with) / self.without(of)
+    }
+
+    fn without(&self, of: Metric) -> f64 {
+        f64::midpoint(of(&self.before), of(&self.after))
+    }
+}
+
+/// Measures all routes, and prints a table for each.
+///
+/// # Errors
+/// A service or a tool does not start, requests fail, or the run is interrupted.
+pub fn run(
+    setup: &Setup,
+    services: &Services,
+    progress: &mut Progress,
+    report: &mut Report,
+) -> Result<()> {
+    for &scenario in &setup.scenarios {
+        let mut saturated = None;
+        let all = variants(scenario.name, Pace::Saturated, setup.quick);
+        let fleet = Fleet::start(services, &all)?;
+        for &pace in paces(scenario.name, setup.quick) {
+            let pace = match (pace, saturated) {
+                (Pace::Fixed(_), Some(throughput)) => Pace::Fixed(round(FIXED_SHARE * throughput)),
+                (pace, _) => pace,
+            };
+            let run = Run {
+                setup,
+                services,
+                fleet: &fleet,
+                scenario,
+                pace,
+            };
+            let pairs = run.pairs(progress)?;
+            let untraced: Vec<_> = pairs
+                .values()
+                .flatten()
+                .map(|pair| pair.without(|window| window.throughput))
+                .collect();
+            saturated = saturated.or_else(|| median(&untraced));
+            progress.clear();
+            print!("{}", run.table(&pairs, setup.style, report));
+        }
+    }
+    Ok(())
+}
+
+/// A rate that is easy to read.
+fn round(rate: f64) -> f64 {
+    let step = match rate {
+        r if r >= 1000.0 => 100.0,
+        r if r >= 100.0 => 10.0,
+        _ => 1.0,
+    };
+    ((rate / step).round() * step).max(1.0)
+}
+
+/// One route at one pace.
+struct Run<'a> {
+    setup: &'a Setup,
+    services: &'a Services,
+    fleet: &'a Fleet,
+    scenario: Scenario,
+    pace: Pace,
+}
+
+impl Run<'_> {
+    fn pairs(&self, progress: &mut Progress) -> Result<BTreeMap<&'static str, Vec<Pair>>> {
+        let variants = variants(self.scenario.name, self.pace, self.setup.quick);
+        let mut pairs: BTreeMap<_, Vec<Pair>> = BTreeMap::new();
+        let stop = Arc::clone(progress.stop());
+        let each = self.setup.window + warm_up(self.setup.window);
+        let mut before = self.without(&stop)?;
+        for round in 0..self.setup.pairs {
+            for n in 0..variants.len() {
+                // Each round begins with another one: none always follows the same.
+                let variant = variants[(n + round) % variants.len()];
+                progress.step(
+                    &format!(
+                        "overhead, {}, {}: {}, {} of {}",
+                        self.scenario.name,
+                        self.pace_name(),
+                        variant.name,
+                        round + 1,
+                        self.setup.pairs
+                    ),
+                    2 * each + ATTACH,
+                )?;
+                let with = self.with(variant, &stop)?;
+                let after = self.without(&stop)?;
+                progress.check()?;
+                let pair = Pair {
+                    before,
+                    with,
+                    after,
+                };
+                pairs.entry(variant.name).or_default().push(pair);
+                before = after;
+            }
+        }
+        Ok(pairs)
+    }
+
+    fn without(&self, stop: &Arc<AtomicBool>) -> Result<Window> {
+        self.measured(&self.fleet.plain, stop)
+    }
+
+    fn with(&self, variant: Variant, stop: &Arc<AtomicBool>) -> Result<Window> {
+        let pid = self.fleet.plain.pid;
+        let tool = match variant.kind {
+            Kind::Nothing => return self.without(stop),
+            Kind::Inside(tool) => {
+                let service = self.fleet.inside.get(tool).context("no such service")?;
+                return self.measured(service, stop);
+            }
+            Kind::PySpy(rate) => Tool::py_spy(&py_spy(&self.services.venv), pid, rate)?,
+            Kind::Agent(_) => self.agent(&self.setup.agent, variant, pid)?,
+        };
+        let window = self.measured(&self.fleet.plain, stop)?;
+        tool.stop()?;
+        Ok(window)
+    }
+
+    fn agent(&self, program: &Path, variant: Variant, pid: u32) -> Result<Tool> {
+        let backend = self.services.backend()?;
+        let args = variant.args(pid, &backend).context("not the agent")?;
+        Tool::agent(program, &args)
+    }
+
+    fn measured(&self, service: &Service, stop: &Arc<AtomicBool>) -> Result<Window> {
+        let warm_up = warm_up(self.setup.window);
+        window(self.scenario, of(service), self.pace, warm_up, stop)?;
+        window(
+            self.scenario,
+            of(service),
+            self.pace,
+            self.setup.window,
+            stop,
+        )
+    }
+
+    fn pace_name(&self) -> &'static str {
+        match self.pace {
+            Pace::Saturated => "saturated",
+            Pace::Fixed(_) => "fixed",
+        }
+    }
+
+    /// Notes the figures, and gives them as a table.
+    fn table(
+        &self,
+        pairs: &BTreeMap<&'static str, Vec<Pair>>,
+        style: Style,
+        report: &mut Report,
+    ) -> String {
+        let id = format!("overhead/{}/{}", self.scenario.name, self.pace_name());
+        let of_untraced = |metric: Metric| -> Vec<f64> {
+            pairs
+                .values()
+                .flatten()
+                .map(|pair| pair.without(metric))
+                .collect()
+        };
+        let mut absolute = Vec::new();
+        for (name, metric) in METRICS {
+            let (unit, label) = match *name {
+                "throughput" => ("requests/s", "requests/s"),
+                "cpu" => ("us/request", "µs of CPU per request"),
+                _ => ("ms", "ms"),
+            };
+            let samples = of_untraced(*metric);
+            let value = median(&samples).map_or_else(|| "-".to_owned(), number);
+            report.note(format!("{id}/untraced/{name}"), unit, samples);
+            absolute.push(match *name {
+                "throughput" | "cpu" => format!("{value} {label}"),
+                _ => format!("{name} {value} {label}"),
+            });
+        }
+        let mut head = vec!["with / without"];
+        head.extend(METRICS.iter().map(|(name, _)| match *name {
+            "cpu" => "CPU per request",
+            name => name,
+        }));
+        head.push("CPU per request, µs more");
+        let mut table = Table::new(&head);
+        for variant in VARIANTS {
+            let Some(pairs) = pairs.get(variant.name) else {
+                continue;
+            };
+            let id = format!("{id}/{}", variant.name);
+            let mut row = vec![variant.what.to_owned()];
+            for (name, metric) in METRICS {
+                let ratios = pairs.iter().map(|pair| pair.ratio(*metric)).collect();
+                row.push(report.note(format!("{id}/{name}"), "ratio", ratios));
+            }
+            let more = pairs
+                .iter()
+                .map(|pair| pair.with.cpu - pair.without(|window| window.cpu))
+                .collect();
+            row.push(report.note(format!("{id}/cpu_more"), "us/request", more));
+            table.row(row);
+        }
+        let pace = match self.pace {
+            Pace::Saturated => "saturated".to_owned(),
+            Pace::Fixed(rate) => format!(
+                "at {} requests/s, latency from when a request was due",
+                number(rate)
+            ),
+        };
+        format!(
+            "\n{}\n{} pairs of {} s; untraced: {}\n{table}",
+            style.head(&format!(
+                "{}: {}, {pace}",
+                self.scenario.name, self.scenario.what
+            )),
+            self.setup.pairs,
+            self.setup.window.as_secs_f64(),
+            absolute.join(", ")
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    fn flat(throughput: f64) -> Window {
+        Window {
+            requests: 1,
+            throughput,
+            p50: 1.0,
+            p99: 1.0,
+            p999: 1.0,
+            cpu: 1.0,
+            operations: 2.0,
+        }
+    }
+
+    /// A machine that slows down steadily does not make a tool look slow.
+    #[test]
+    fn drift() {
+        let pair = Pair {
+            before: flat(100.0),
+            with: flat(90.0),
+            after: flat(80.0),
+        };
+        assert!((pair.ratio(|window| window.throughput) - 1.0).abs() < 1e-9);
+    }
+
+    /// The noise floor is measured first and on every route, and the agent's defaults on all of them.
+    #[test]
+    fn always_there() {
+        for scenario in super::super::services::SCENARIOS {
+            for quick in [false, true] {
+                for &pace in paces(scenario.name, quick) {
+                    let names: Vec<_> = variants(scenario.name, pace, quick)
+                        .iter()
+                        .map(|variant| variant.name)
+                        .collect();
+                    assert_eq!(names[..2], ["noise", "agent"], "{}", scenario.name);
+                }
+            }
+        }
+    }
+
+    /// The agent's arguments name the service and the backend.
+    #[test]
+    fn arguments() {
+        let args = Variant::named("everything")
+            .unwrap()
+            .args(42, "http://b")
+            .unwrap();
+        assert_eq!(args[..3], ["run", "--pid", "42"]);
+        assert!(
+            args.windows(2)
+                .any(|two| two == ["--otlp-endpoint", "http://b"]),
+            "{args:?}"
+        );
+        assert!(Variant::named("noise").unwrap().args(1, "").is_none());
+    }
+
+    /// Rates are round.
+    #[test]
+    fn rates() {
+        assert_eq!(
+            [1234.0, 567.8, 12.3, 0.2].map(round),
+            [1200.0, 570.0, 12.0, 1.0]
+        );
+    }
+}
