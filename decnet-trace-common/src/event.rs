@@ -132,6 +132,9 @@ pub mod flags {
     pub const CUT: u16 = 1 << 6;
     /// Seen by the syscall tracepoints, not by the socket hooks.
     pub const FALLBACK: u16 = 1 << 7;
+    /// The read would have waited for data: the thread serves this connection and nothing beside it.
+    /// Never with [`FALLBACK`].
+    pub const BLOCKING: u16 = 1 << 8;
 }
 
 /// A socket of a traced process was closed by it, or any process began to listen.
@@ -178,6 +181,8 @@ pub enum ProcWhat {
     Exec = 2,
     /// The last thread of a traced process ended.
     Exit = 3,
+    /// Another thread of a process ended whose threads take work out of queues; the header names it.
+    ThreadExit = 4,
 }
 
 /// The life of a process.
@@ -241,7 +246,7 @@ pub struct PyFrame {
     pub instr: u64,
 }
 
-/// A step in the descent of contexts.
+/// A step in the descent of contexts, or in the way of work through a queue.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
@@ -249,8 +254,11 @@ pub struct Lineage {
     pub header: Header,
     /// The `PyContext*` that the thread had entered; 0 where it had none.
     pub context: u64,
-    /// The `PyContext*` that [`Self::what`] speaks of.
+    /// The `PyContext*`, or the object in a queue, that [`Self::what`] speaks of.
     pub object: u64,
+    /// The code object of the Python function that called; 0 where unknown. With
+    /// [`LineageWhat::Taken`] only.
+    pub caller: u64,
     /// A [`LineageWhat`].
     pub what: u32,
     /// Zero.
@@ -265,6 +273,10 @@ pub enum LineageWhat {
     Copied = 1,
     /// The context `object` ends; its address may be another's next.
     Ended = 2,
+    /// `object` is put into a `queue.SimpleQueue`.
+    Put = 3,
+    /// `object` was taken out of one; 0 where that failed.
+    Taken = 4,
 }
 
 impl LineageWhat {
@@ -273,6 +285,8 @@ impl LineageWhat {
         Some(match raw {
             1 => Self::Copied,
             2 => Self::Ended,
+            3 => Self::Put,
+            4 => Self::Taken,
             _ => return None,
         })
     }
@@ -285,13 +299,14 @@ impl ProcWhat {
             1 => Self::Fork,
             2 => Self::Exec,
             3 => Self::Exit,
+            4 => Self::ThreadExit,
             _ => return None,
         })
     }
 }
 
 assert_layout! {
-    Lineage = 48,
+    Lineage = 56,
     Header = 24,
     Tuple = 40,
     SockOp = 120,

@@ -36,6 +36,9 @@ pub mod flags {
     pub const KERNEL: u32 = 1 << 5;
     /// Processes that it forks are traced as it is.
     pub const CHILDREN: u32 = 1 << 6;
+    /// Work that passes through queues is recorded, by the uprobes attached to the process, and ends
+    /// of threads are.
+    pub const QUEUES: u32 = 1 << 7;
 }
 
 /// What the user side can change while the programs run: the value of a one-entry map.

@@ -51,6 +51,28 @@ pub(crate) fn context(target: &Target, thread_state: u64) -> u64 {
     read::user(thread_state + u64::from(target.context)).unwrap_or(0)
 }
 
+/// The code object of the function that the thread with this thread state runs; 0 where unknown.
+#[inline(always)]
+pub(crate) fn running_code(target: &Target, thread_state: u64) -> u64 {
+    if thread_state == 0 {
+        return 0;
+    }
+    let Some(layout) = target
+        .python
+        .checked_sub(1)
+        .and_then(|index| PY_LAYOUTS.get(index))
+    else {
+        return 0;
+    };
+    match innermost(layout, thread_state) {
+        Some(frame) if frame != 0 => {
+            let code = read::user::<u64>(frame + u64::from(layout.code)).unwrap_or(0);
+            code & !u64::from(layout.code_tag)
+        }
+        _ => 0,
+    }
+}
+
 /// Walks the Python frames of the thread with this thread state into the sample, behind `at` bytes of
 /// other frames; how many there are.
 #[inline(always)]

@@ -73,13 +73,16 @@ fn try_fork(ctx: &BtfTracePointContext) -> Option<()> {
 #[inline(always)]
 fn try_exit(ctx: &BtfTracePointContext) -> Option<()> {
     let current = gate::current()?;
-    gate::target(current.tgid)?;
+    let target = gate::target(current.tgid)?;
     let task: *const u8 = ctx.arg(0);
     // SAFETY: the tracepoint's first argument is the `struct task_struct *` that ends.
     let signal: u64 = unsafe { read::typed(task, offset!(task_signal)) };
     let live: i32 = read::kernel(signal, offset!(signal_live))?;
     if live != 0 {
         // Other threads of it go on.
+        if target.flags & flags::QUEUES != 0 {
+            record(current, ProcWhat::ThreadExit, 0);
+        }
         return None;
     }
     say!(ctx, "process {} ends", current.tgid);

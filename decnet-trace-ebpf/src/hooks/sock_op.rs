@@ -33,6 +33,9 @@ const EINTR: i32 = -4;
 const EAGAIN: i32 = -11;
 const ERESTARTSYS: i32 = -512;
 
+/// What the kernel makes of `O_NONBLOCK` (include/linux/socket.h).
+const MSG_DONTWAIT: i32 = 0x40;
+
 /// The slots of the scratch map: programs that may interrupt each other have one each.
 #[repr(u32)]
 enum Slot {
@@ -82,7 +85,14 @@ fn try_sock_length(ctx: &BtfTracePointContext, send: bool) -> Option<()> {
         },
     };
     let slot = if send { Slot::Send } else { Slot::Recv };
-    operation(current, target, &sock, &call, ret, slot, 0)
+    let mut blocking = 0;
+    if !send {
+        let how: i32 = ctx.arg(2);
+        if how & MSG_DONTWAIT == 0 {
+            blocking = flags::BLOCKING;
+        }
+    }
+    operation(current, target, &sock, &call, ret, slot, blocking)
 }
 
 #[inline(always)]
@@ -121,7 +131,7 @@ fn operation(
     call: &Call,
     ret: i32,
     slot: Slot,
-    fallback: u16,
+    how: u16,
 ) -> Option<()> {
     if call.peek {
         return None;
@@ -139,9 +149,8 @@ fn operation(
     op.sock = sock.inode;
     op.ret = ret;
     op.fd = call.fd;
-    op.flags = fallback
-        | if call.send { flags::SEND } else { 0 }
-        | if sock.unix { flags::UNIX } else { 0 };
+    op.flags =
+        how | if call.send { flags::SEND } else { 0 } | if sock.unix { flags::UNIX } else { 0 };
     if ret > 0 {
         let moved = u64::from(ret.unsigned_abs());
         if is_wake_up(sock, call, moved) {
