@@ -9,8 +9,11 @@
 //! What makes an owner certain:
 //! * The context is a copy made after the request's first byte was read: nobody else's. It stays the
 //!   request's after the response, for background and detached tasks.
-//! * It was first seen after that, and is not the one that the request was read in (a server that
-//!   gives each request a context that is no copy). It is the request's until the response ends.
+//! * It was first seen after that, and is not the one that the request was read in, though the same
+//!   thread answered (a server that gives each request a context that is no copy). It is the request's
+//!   until the response ends.
+//! * It is no context but the turn of a thread that read the request and answered it, and did nothing
+//!   beside. It is the request's until the response ends, and so is what was begun by then.
 //!
 //! A context in which several requests were answered (a task per connection) is each one's in turn if
 //! they are of one connection, and nobody's otherwise. Whatever is not certain has no owner: a wrong
@@ -52,6 +55,8 @@ pub struct Served {
     pub reader: Identity,
     /// For whom its response was begun; unknown where there was none.
     pub responder: Identity,
+    /// Whether the thread that read it began its response.
+    pub one_thread: bool,
     /// When its first byte was read.
     pub start: u64,
     /// When its response's last byte was written.
@@ -112,6 +117,8 @@ enum Right {
     Made,
     /// The context was first seen while the request was open.
     Seen,
+    /// A thread served the request, and nothing beside it.
+    Turn,
     /// The context is older than the request: one that serves several in turn.
     Shared,
 }
@@ -140,7 +147,11 @@ impl<T> Attribution<T> {
     /// Takes note of a request of a process that is over.
     pub fn served(&mut self, identities: &Identities, tgid: u32, request: &Served) {
         let process = self.processes.entry(tgid).or_default();
-        if request.responder.is_unknown() {
+        // Who it belonged to is void if its process is watched from a later time on.
+        let is_stale = identities
+            .armed(tgid)
+            .is_some_and(|armed| request.start < armed);
+        if request.responder.is_unknown() || is_stale {
             process.unanswered.push_back(Unanswered {
                 connection: request.connection,
                 start: request.start,
@@ -231,14 +242,20 @@ impl<T> Process<T> {
         if was_made {
             return Some((self.outermost(identities, request), Right::Made));
         }
-        if request.reader.is_unknown() || request.reader == request.responder {
+        if node.origin == Origin::Turn && request.reader == request.responder {
+            return Some((request.responder, Right::Turn));
+        }
+        if request.reader.is_unknown()
+            || request.reader == request.responder
+            || !request.one_thread
+        {
             // What is read and answered in one context may be anyone's: an event loop's, as a rule.
             return None;
         }
         match node.origin {
             Origin::Seen if node.since > request.start => Some((request.responder, Right::Seen)),
             Origin::Copied | Origin::Seen => Some((request.responder, Right::Shared)),
-            Origin::Unsure => None,
+            Origin::Turn | Origin::Unsure => None,
         }
     }
 
@@ -295,7 +312,7 @@ fn owner<T>(
     let mut made = None;
     for _ in 0..CLIMB_MAX {
         if let Some(owned) = owners.get(&identity) {
-            let found = among(owned, call)?;
+            let found = among(owned, call.at, made)?;
             let is_anothers = made.is_some_and(|made| may_be_anothers(found, made, unanswered));
             return (!is_anothers).then_some(found.id);
         }
@@ -316,12 +333,17 @@ fn may_be_anothers(found: &Owned, made: u64, unanswered: &VecDeque<Unanswered>) 
         })
 }
 
-/// Which of an identity's requests a call belongs to.
-fn among<'a, T>(owned: &'a [Owned], call: &Call<T>) -> Option<&'a Owned> {
+/// Which of an identity's requests a call at this time belongs to. `made` is when the ancestor below the
+/// identity was, if there is one: what a thread began in its turn is that turn's for good.
+fn among(owned: &[Owned], at: u64, made: Option<u64>) -> Option<&Owned> {
     let first = owned.first()?;
     if owned.len() == 1 && first.right == Right::Made {
-        return (call.at >= first.start).then_some(first);
+        return (at >= first.start).then_some(first);
     }
+    let at = match first.right {
+        Right::Turn => made.unwrap_or(at),
+        _ => at,
+    };
     // On one connection requests are served in turn: one begins to be when the one before it is over,
     // even if it was read earlier.
     let in_turn = owned
@@ -332,7 +354,7 @@ fn among<'a, T>(owned: &'a [Owned], call: &Call<T>) -> Option<&'a Owned> {
     }
     owned
         .iter()
-        .filter(|owned| call.at >= owned.start && call.at <= owned.end)
+        .filter(|owned| at >= owned.start && at <= owned.end)
         .min_by_key(|owned| owned.end)
 }
 

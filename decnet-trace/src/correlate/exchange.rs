@@ -97,6 +97,8 @@ pub struct Exchange {
     pub request_context: u64,
     /// The `PyContext*` in which the final response's first byte was moved; 0 where unknown.
     pub response_context: u64,
+    /// The thread that moved the final response's first byte; 0 where there was none.
+    pub response_tid: u32,
     /// When the request's first byte was moved by the process, in nanoseconds of `CLOCK_MONOTONIC`.
     pub start: u64,
     /// When the final response's first byte was moved; `None` where there was none.

@@ -27,7 +27,7 @@ pub(super) struct Stamp {
     sock: u64,
     queued: Option<u64>,
     tgid: u32,
-    tid: u32,
+    pub(super) tid: u32,
     fd: i32,
     unix: bool,
 }
@@ -84,6 +84,7 @@ impl Open {
                 ends: ends(tuple, stamp.unix),
                 request_context: stamp.context,
                 response_context: 0,
+                response_tid: 0,
                 start: stamp.ts,
                 response_start: None,
                 end: stamp.ts,

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     discover::{Change, Runtime, TracedProcess},
-    python::PyProcess,
+    python::{PyProcess, QueueProbes},
 };
 
 /// Replace an entry, but don't make one (Linux, include/uapi/linux/bpf.h).
@@ -69,7 +69,7 @@ impl Worker {
         if target.flags & flags::INHERITED == 0 || target.python == 0 {
             return None;
         }
-        target.flags &= !flags::LINEAGE;
+        target.flags &= !(flags::LINEAGE | flags::QUEUES);
         Some(target)
     }
 
@@ -146,6 +146,39 @@ impl Worker {
                 }
             }
             Err(error) => warn!("calls of pid {tgid} stay without parents: {error}"),
+        }
+    }
+}
+
+impl Worker {
+    /// Follows work through a process's queues: some of its calls are made by threads that have entered
+    /// no context.
+    pub(super) fn watch_queues(&mut self, tgid: u32, probes: &QueueProbes) {
+        let Ok(mut target) = self.bpf.targets.get(&tgid, 0) else {
+            return;
+        };
+        match self.bpf.watch_queues(tgid, probes) {
+            Ok(attached) => {
+                target.flags |= flags::QUEUES;
+                if self.bpf.targets.insert(tgid, target, BPF_EXIST).is_ok() {
+                    info!("following work through the queues of pid {tgid}");
+                    self.calls.watched(tgid, attached);
+                }
+            }
+            Err(error) => warn!("calls of threads of pid {tgid} stay without parents: {error}"),
+        }
+    }
+
+    /// Asks the discovery thread for what takes reading a process's memory.
+    pub(super) fn ask(&mut self, now: u64) {
+        let Some(discovery) = &self.discovery else {
+            return;
+        };
+        for tgid in self.calls.needs_queues(now) {
+            discovery.find_queues(tgid);
+        }
+        for (tgid, code) in self.decoder.identities.unknown_callers() {
+            discovery.judge_caller(tgid, code);
         }
     }
 }

@@ -23,6 +23,9 @@ const EVERY: u64 = 100_000_000;
 /// How many requests are remembered for calls that come after them; more than are owned at once.
 const REQUESTS_MAX: u64 = 1 << 16;
 
+/// How long to wait before looking for a process's queues again, in nanoseconds.
+const ASK_EVERY: u64 = 10_000_000_000;
+
 /// Calls, the requests that they may belong to, and the processes whose contexts are followed.
 pub(super) struct Calls {
     enabled: bool,
@@ -32,7 +35,12 @@ pub(super) struct Calls {
     next: RequestId,
     /// What could be watched in a process, until it is.
     probes: FxHashMap<u32, (PathBuf, LineageProbes)>,
-    watched: FxHashMap<u32, ProcessProbes>,
+    watched: FxHashMap<u32, Vec<ProcessProbes>>,
+    /// Whether work is followed through queues.
+    queues: bool,
+    /// Processes with calls of threads that run for nobody known, and when they were last asked about.
+    rootless: FxHashSet<u32>,
+    asked: FxHashMap<u32, u64>,
     /// Processes that ended with calls still waiting.
     ended: FxHashSet<u32>,
     due: u64,
@@ -41,9 +49,12 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    pub(super) fn new(enabled: bool) -> Self {
+    pub(super) fn new(enabled: bool, queues: bool) -> Self {
         Self {
             enabled,
+            queues,
+            rootless: FxHashSet::default(),
+            asked: FxHashMap::default(),
             attribution: Attribution::default(),
             requests: FxHashMap::default(),
             next: 0,
@@ -71,13 +82,28 @@ impl Calls {
 
     /// A process's contexts are followed now, as long as these probes live.
     pub(super) fn watched(&mut self, tgid: u32, probes: ProcessProbes) {
-        self.watched.insert(tgid, probes);
+        self.watched.entry(tgid).or_default().push(probes);
+    }
+
+    /// Processes whose queues should be followed and are not. Each is told again after a while.
+    pub(super) fn needs_queues(&mut self, now: u64) -> Vec<u32> {
+        let Self {
+            rootless, asked, ..
+        } = self;
+        rootless
+            .drain()
+            .filter(|tgid| asked.get(tgid).is_none_or(|then| now > then + ASK_EVERY))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .inspect(|tgid| _ = asked.insert(*tgid, now))
+            .collect()
     }
 
     /// A process ended or executed another program.
     pub(super) fn ended(&mut self, tgid: u32) {
         self.probes.remove(&tgid);
         self.watched.remove(&tgid);
+        self.asked.remove(&tgid);
         self.ended.insert(tgid);
     }
 
@@ -97,10 +123,16 @@ impl Calls {
             connection: exchange.sock,
             reader: Identity::from_bits(exchange.request_context),
             responder: Identity::from_bits(exchange.response_context),
+            one_thread: exchange.response_tid == exchange.tid,
             start: exchange.start,
             end: exchange.end,
         };
         self.attribution.served(identities, exchange.tgid, &request);
+    }
+
+    /// Whether a process's queues are followed.
+    fn follows_queues(&self, tgid: u32) -> bool {
+        self.watched.get(&tgid).is_some_and(|probes| probes.len() > 1)
     }
 
     /// A call is over; whether its process could be watched more closely from now on.

@@ -11,12 +11,14 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use decnet_trace_common::event::{Proc, ProcWhat, SockState, tcp_state};
+use decnet_trace_common::event::{Proc, ProcWhat, PyFrame, SockState, tcp_state};
 
 use crate::{
     discover::{Change, Discovery, Runtime, TracedProcess},
     error::{Error, Result},
-    python::{Inspection, Inspector, PyProcess, retry_after},
+    python::{
+        Inspection, Inspector, PyProcess, PythonResolver, QueueProbes, is_worker_loop, retry_after,
+    },
 };
 
 /// How many notices may wait. One that does not fit makes the thread look through all processes.
@@ -39,6 +41,14 @@ pub(super) enum Finding {
     Unsupported(u32, String),
     /// A traced process runs no CPython.
     NotPython(u32),
+    /// Where work passes through queues in a process.
+    Queues(u32, QueueProbes),
+    /// Whether the function with this code object is a loop that does one thing after the other.
+    Caller {
+        tgid: u32,
+        code: u64,
+        is_loop: bool,
+    },
 }
 
 /// Something happened to a process.
@@ -48,6 +58,8 @@ enum Notice {
     Fork { parent: u32, child: u32 },
     Listen(u32),
     Exit(u32),
+    Queues(u32),
+    Caller { tgid: u32, code: u64 },
 }
 
 /// The pipeline's end of the discovery thread.
@@ -89,7 +101,7 @@ impl DiscoveryThread {
                 child: tgid,
             }),
             Some(ProcWhat::Exit) => self.tell(Notice::Exit(tgid)),
-            None => {}
+            Some(ProcWhat::ThreadExit) | None => {}
         }
     }
 
@@ -98,6 +110,16 @@ impl DiscoveryThread {
         if event.new == tcp_state::LISTEN {
             self.tell(Notice::Listen(event.header.tgid));
         }
+    }
+
+    /// Asks where work passes through queues in a process: [`Finding::Queues`], if it is found.
+    pub(super) fn find_queues(&self, tgid: u32) {
+        self.tell(Notice::Queues(tgid));
+    }
+
+    /// Asks what a function is: [`Finding::Caller`].
+    pub(super) fn judge_caller(&self, tgid: u32, code: u64) {
+        self.tell(Notice::Caller { tgid, code });
     }
 
     /// What was found since the last call.
@@ -122,6 +144,7 @@ impl DiscoveryThread {
 #[derive(Default)]
 struct Looks {
     inspector: Inspector,
+    resolver: PythonResolver,
     /// Processes whose interpreter is still starting: when to look again, and how often that was done.
     waiting: Vec<(Instant, u32, u32)>,
 }
@@ -136,7 +159,20 @@ impl Looks {
                     self.look(process.pid, 0, out);
                 }
             }
-            Change::Untrace(pid, _) => self.waiting.retain(|(_, waiting, _)| waiting != pid),
+            Change::Untrace(pid, _) => {
+                self.waiting.retain(|(_, waiting, _)| waiting != pid);
+                self.resolver.remove(*pid);
+            }
+        }
+    }
+
+    /// Judges a function by its name and file.
+    fn judge(&mut self, tgid: u32, code: u64) -> Finding {
+        let found = self.resolver.resolve_one(tgid, PyFrame { code, instr: 0 });
+        Finding::Caller {
+            tgid,
+            code,
+            is_loop: found.is_some_and(|function| is_worker_loop(&function)),
         }
     }
 
@@ -209,6 +245,11 @@ fn work(
                         Notice::Fork { parent, child } => discovery.on_fork(parent, child),
                         Notice::Listen(pid) => discovery.on_listen(pid),
                         Notice::Exit(pid) => discovery.on_exit(pid),
+                        Notice::Queues(pid) => {
+                            let probes = looks.inspector.queue_probes(pid);
+                            found.extend(probes.map(|probes| Finding::Queues(pid, probes)));
+                        }
+                        Notice::Caller { tgid, code } => found.push(looks.judge(tgid, code)),
                     }
                 }
             }

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use decnet_trace_common::event::{Header, flags as sock_flags};
-
 use super::{discovery::DiscoveryThread, live::Live};
 use crate::{
     correlate::{Correlator, exchange::Exchange, identity::Identities},
@@ -32,22 +30,20 @@ impl Decoder {
     pub(super) fn record(&mut self, bytes: &[u8], discovery: Option<&DiscoveryThread>) {
         match decode(bytes) {
             Ok(Event::SockOp(mut op, payload)) => {
-                let Header { tgid, ts, .. } = op.header;
-                if op.flags & sock_flags::HEAD != 0 {
-                    // From here on the context's address, which is reused, is a number that is not.
-                    let identity = self.identities.resolve(tgid, op.context, ts);
-                    op.context = identity.to_bits();
-                }
+                // From here on the context's address, which is reused, is a number that is not.
+                op.context = self.identities.on_sock_op(&op).to_bits();
                 self.correlator
                     .on_sock_op(&op, payload, &mut self.exchanges);
             }
             Ok(Event::SockState(state)) => {
+                self.identities.on_sock_state(&state);
                 self.correlator.on_sock_state(&state, &mut self.exchanges);
                 if let Some(discovery) = discovery {
                     discovery.on_sock_state(&state);
                 }
             }
             Ok(Event::Proc(event)) => {
+                self.identities.on_proc(&event);
                 self.correlator.on_proc(&event, &mut self.exchanges);
                 if let Some(profile) = &mut self.profile {
                     profile.process(&event);

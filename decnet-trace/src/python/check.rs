@@ -10,6 +10,7 @@ use super::{
     interpreter::{Finder, Found, Interpreter},
     layout::Layout,
     memory::{self, Memory, ProcessMemory, ReadError},
+    queues::{self, QueueProbes},
     runtime::{self, ThreadState, WalkError},
     thread_state::{self, Listed, Place, Search},
     version::Version,
@@ -179,6 +180,11 @@ impl Inspector {
                 Inspection::Unsupported(Unsupported::SelfCheck(interpreter.version, why))
             }
         }
+    }
+
+    /// Where work passes through queues in a process; see [`QueueProbes`].
+    pub fn queue_probes(&mut self, pid: u32) -> Option<QueueProbes> {
+        queues::find(&mut self.finder, pid)
     }
 
     /// One look at a process.

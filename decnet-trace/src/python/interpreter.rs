@@ -191,7 +191,7 @@ impl Finder {
     }
 
     /// What a mapped file holds, read once. `None` where it is no ELF file for this machine.
-    fn elf(&mut self, pid: u32, mapped: &MappedFile) -> Option<Arc<Elf>> {
+    pub(super) fn elf(&mut self, pid: u32, mapped: &MappedFile) -> Option<Arc<Elf>> {
         let file = mapped.open(pid).ok()?;
         let metadata = file.metadata().ok()?;
         let identity = (

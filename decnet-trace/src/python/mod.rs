@@ -21,6 +21,7 @@ mod line_table;
 mod maps;
 mod memory;
 mod objects;
+mod queues;
 mod resolver;
 mod runtime;
 mod stack;
@@ -32,6 +33,7 @@ pub use check::{Inspection, Inspector, LineageProbes, PyProcess, Unsupported, re
 pub use debug_offsets::Refusal;
 pub use frames::{End, walk};
 pub use memory::{Memory, ProcessMemory, ReadError};
+pub use queues::{QueueProbes, is_worker_loop};
 pub use resolver::{PythonResolver, ResolverCounts};
 pub use stack::{ThreadStack, stacks};
 pub use version::Version;

@@ -217,6 +217,7 @@ impl Dialog {
                 exchange.status = Some(response.status);
                 exchange.response_start = Some(head.stamp.ts.max(exchange.start));
                 exchange.response_context = head.stamp.context;
+                exchange.response_tid = head.stamp.tid;
             }
         }
     }

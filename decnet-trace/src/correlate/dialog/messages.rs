@@ -110,6 +110,7 @@ impl Dialog {
         first.exchange.status = Some(status);
         first.exchange.response_start = Some(origin.stamp.ts.max(first.exchange.start));
         first.exchange.response_context = origin.stamp.context;
+        first.exchange.response_tid = origin.stamp.tid;
         conn.proven = true;
         if status == 101 || first.to_connect && status < 300 {
             self.finish_first(conn, End::Upgrade, cx);

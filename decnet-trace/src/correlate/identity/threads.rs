@@ -1,0 +1,144 @@
+//! For whom a thread runs that has entered no context of its own: for who put the work that it does into
+//! a queue, or for the request that it reads and answers while it does nothing else.
+
+use rustc_hash::FxHashMap;
+
+use super::Identity;
+
+/// The most things in queues that are remembered of a process; beyond it all are forgotten, and whoever
+/// takes one out runs for nobody that is known.
+const QUEUED_MAX: usize = 1 << 15;
+
+/// The most threads that are remembered of a process.
+const THREADS_MAX: usize = 1 << 14;
+
+/// The most callers of a queue that are remembered of a process.
+const CALLERS_MAX: usize = 1 << 10;
+
+/// The most requests without an answer that are remembered of a process.
+const UNANSWERED_MAX: usize = 1 << 12;
+
+/// After how long a request is taken for one that its thread will never answer, in nanoseconds.
+const UNANSWERED_FOR: u64 = 60_000_000_000;
+
+/// The threads of a process.
+#[derive(Debug, Default)]
+pub(super) struct Threads {
+    /// For whom each runs.
+    bases: FxHashMap<u32, Identity>,
+    /// Who put each object that is in a queue there.
+    queued: FxHashMap<u64, Identity>,
+    /// Whether a function that takes objects out of a queue is a loop that runs each before it takes the
+    /// next; `None` until that is found out.
+    callers: FxHashMap<u64, Option<bool>>,
+    /// Requests that were read by a thread that waited for them, by their sockets, and are not answered:
+    /// by which thread, and when.
+    unanswered: FxHashMap<u64, (u32, u64)>,
+    forgotten: u64,
+}
+
+impl Threads {
+    /// For whom a thread runs, if that is known.
+    pub(super) fn base(&self, tid: u32) -> Option<Identity> {
+        self.bases.get(&tid).copied()
+    }
+
+    /// An object was put into a queue. Only one that is in none can be put there: whatever is known
+    /// of another at its address is over.
+    pub(super) fn put(&mut self, object: u64, who: Option<Identity>) {
+        let Some(who) = who else {
+            self.queued.remove(&object);
+            return;
+        };
+        if self.queued.len() >= QUEUED_MAX {
+            self.forgotten += self.queued.len() as u64;
+            self.queued.clear();
+        }
+        self.queued.insert(object, who);
+    }
+
+    /// A thread took an object out of a queue, or 0 if there was none, in a function with this code
+    /// object. Whether that function is unknown, and should be looked at.
+    pub(super) fn took(&mut self, tid: u32, object: u64, caller: u64) -> bool {
+        let item = self.queued.remove(&object);
+        let known = self.callers.get(&caller).copied();
+        match known {
+            // Something within the work that the thread does.
+            Some(Some(false)) => {}
+            Some(Some(true)) => match item {
+                Some(who) => self.set_base(tid, who),
+                None => _ = self.bases.remove(&tid),
+            },
+            // It may have begun something else.
+            Some(None) | None => _ = self.bases.remove(&tid),
+        }
+        if known.is_some() || caller == 0 || self.callers.len() >= CALLERS_MAX {
+            return false;
+        }
+        self.callers.insert(caller, None);
+        true
+    }
+
+    /// It was found out whether a function is a loop that runs each object before it takes the next.
+    pub(super) fn set_loop(&mut self, caller: u64, is_loop: bool) {
+        if let Some(verdict) = self.callers.get_mut(&caller) {
+            *verdict = Some(is_loop);
+        }
+    }
+
+    /// A thread read a request, and would have waited for it. Whether it serves nothing beside it: it
+    /// has answered, or lost, all that it read before on other connections.
+    pub(super) fn begins_request(&mut self, tid: u32, sock: u64, now: u64) -> bool {
+        self.unanswered.retain(|_, (reader, since)| {
+            *reader != tid || now.saturating_sub(*since) < UNANSWERED_FOR
+        });
+        let alone = self
+            .unanswered
+            .iter()
+            .all(|(other, (reader, _))| *reader != tid || *other == sock);
+        if self.unanswered.len() >= UNANSWERED_MAX {
+            self.bases.remove(&tid);
+            return false;
+        }
+        self.unanswered.insert(sock, (tid, now));
+        if !alone {
+            self.bases.remove(&tid);
+        }
+        alone
+    }
+
+    /// A request was answered, or its connection is gone.
+    pub(super) fn answered(&mut self, sock: u64) {
+        if !self.unanswered.is_empty() {
+            self.unanswered.remove(&sock);
+        }
+    }
+
+    /// From now on a thread runs for this.
+    pub(super) fn set_base(&mut self, tid: u32, who: Identity) {
+        if self.bases.len() >= THREADS_MAX && !self.bases.contains_key(&tid) {
+            self.forgotten += self.bases.len() as u64;
+            self.bases.clear();
+        }
+        self.bases.insert(tid, who);
+    }
+
+    /// A thread has ended; its number may be another's next.
+    pub(super) fn ended(&mut self, tid: u32) {
+        self.bases.remove(&tid);
+    }
+
+    /// What was thought of identities is void; what is known of code is not.
+    pub(super) fn restart(self) -> Self {
+        Self {
+            callers: self.callers,
+            forgotten: self.forgotten,
+            ..Self::default()
+        }
+    }
+
+    /// Identities forgotten for want of room.
+    pub(super) const fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+}
