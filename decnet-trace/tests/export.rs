@@ -55,6 +55,7 @@ fn exchange() -> Exchange {
         },
         request_context: 0,
         response_context: 0,
+        response_tid: 0,
         start: 1_000,
         response_start: Some(1_800),
         end: 2_000,

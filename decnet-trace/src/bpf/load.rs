@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    python::LineageProbes,
+    python::{LineageProbes, QueueProbes},
 };
 
 /// Where the kernel shows its own BTF.
@@ -275,18 +275,40 @@ impl Bpf {
         probes: LineageProbes,
         ends: bool,
     ) -> Result<ProcessProbes> {
-        let scope = NonZeroU32::new(pid)
-            .map(UProbeScope::OneProcess)
-            .ok_or_else(|| Error::failed("process 0 has no interpreter"))?;
-        let mut links = Vec::new();
         // Ends first: a copy whose end is missed would pass its identity on.
-        for (name, offset) in [
+        let mut wanted = vec![
             ("py_context_ended", probes.ended),
             ("py_context_copied", probes.copied),
-        ] {
-            if name == "py_context_ended" && !ends {
-                continue;
-            }
+        ];
+        wanted.retain(|(name, _)| ends || *name != "py_context_ended");
+        self.probe(pid, interpreter, &wanted)
+    }
+
+    /// Watches work that passes through queues in one process.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; the process may be gone.
+    pub fn watch_queues(&mut self, pid: u32, probes: &QueueProbes) -> Result<ProcessProbes> {
+        let [put, put_nowait] = probes.put;
+        let [get, get_nowait] = probes.get;
+        // What is taken out first: then whatever was put in is seen to leave.
+        let wanted = [
+            ("py_queue_taken", get),
+            ("py_queue_taken", get_nowait),
+            ("py_queue_put", put),
+            ("py_queue_put", put_nowait),
+        ];
+        self.probe(pid, &probes.file, &wanted)
+    }
+
+    /// Attaches programs to one process, at offsets of a file that it maps.
+    fn probe(&mut self, pid: u32, file: &Path, wanted: &[(&str, u64)]) -> Result<ProcessProbes> {
+        let scope = NonZeroU32::new(pid)
+            .map(UProbeScope::OneProcess)
+            .ok_or_else(|| Error::failed("process 0 runs no program"))?;
+        let mut links = Vec::new();
+        for &(name, offset) in wanted {
             let program = program::<UProbe>(&mut self.ebpf, name)?;
             if program.fd().is_err() {
                 program
@@ -294,11 +316,7 @@ impl Bpf {
                     .map_err(|error| refused(&format!("load the probe {name}"), &error))?;
             }
             let link = program
-                .attach(
-                    UProbeAttachLocation::AbsoluteOffset(offset),
-                    interpreter,
-                    scope,
-                )
+                .attach(UProbeAttachLocation::AbsoluteOffset(offset), file, scope)
                 .and_then(|id| program.take_link(id))
                 .map_err(|error| refused(&format!("attach {name} to process {pid}"), &error))?;
             links.push(Link::Probe(link));

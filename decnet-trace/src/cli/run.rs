@@ -114,6 +114,10 @@ pub(super) struct RunArgs {
     /// Overlook that contexts end: identities are wrong then, which tests must notice.
     #[arg(long, hide = true)]
     no_context_ends: bool,
+
+    /// Never follow work through queues: calls of threads that take it there stay without parents.
+    #[arg(long, hide = true)]
+    no_queues: bool,
 }
 
 impl RunArgs {
@@ -203,6 +207,7 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
         load: args.kernel.options(args.rate)?,
         requests: true,
         lineage: args.lineage(),
+        queues: !args.no_queues,
         policy: PolicyConfig::default(),
         export: ExportConfig {
             otlp: otlp(&args)?,

@@ -136,6 +136,7 @@ impl SamplingArgs {
             load: self.loading.options(self.rate)?,
             requests: false,
             lineage: Lineage::Off,
+            queues: false,
             policy: PolicyConfig::default(),
             export: ExportConfig {
                 otlp: None,

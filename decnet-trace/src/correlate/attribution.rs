@@ -245,9 +245,7 @@ impl<T> Process<T> {
         if node.origin == Origin::Turn && request.reader == request.responder {
             return Some((request.responder, Right::Turn));
         }
-        if request.reader.is_unknown()
-            || request.reader == request.responder
-            || !request.one_thread
+        if request.reader.is_unknown() || request.reader == request.responder || !request.one_thread
         {
             // What is read and answered in one context may be anyone's: an event loop's, as a rule.
             return None;

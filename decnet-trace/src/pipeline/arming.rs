@@ -162,7 +162,7 @@ impl Worker {
                 target.flags |= flags::QUEUES;
                 if self.bpf.targets.insert(tgid, target, BPF_EXIST).is_ok() {
                     info!("following work through the queues of pid {tgid}");
-                    self.calls.watched(tgid, attached);
+                    self.calls.followed(tgid, attached);
                 }
             }
             Err(error) => warn!("calls of threads of pid {tgid} stay without parents: {error}"),

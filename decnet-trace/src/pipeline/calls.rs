@@ -35,7 +35,9 @@ pub(super) struct Calls {
     next: RequestId,
     /// What could be watched in a process, until it is.
     probes: FxHashMap<u32, (PathBuf, LineageProbes)>,
-    watched: FxHashMap<u32, Vec<ProcessProbes>>,
+    watched: FxHashMap<u32, ProcessProbes>,
+    /// Processes whose queues are followed too.
+    followed: FxHashMap<u32, ProcessProbes>,
     /// Whether work is followed through queues.
     queues: bool,
     /// Processes with calls of threads that run for nobody known, and when they were last asked about.
@@ -60,6 +62,7 @@ impl Calls {
             next: 0,
             probes: FxHashMap::default(),
             watched: FxHashMap::default(),
+            followed: FxHashMap::default(),
             ended: FxHashSet::default(),
             due: 0,
             exact: 0,
@@ -82,27 +85,35 @@ impl Calls {
 
     /// A process's contexts are followed now, as long as these probes live.
     pub(super) fn watched(&mut self, tgid: u32, probes: ProcessProbes) {
-        self.watched.entry(tgid).or_default().push(probes);
+        self.watched.insert(tgid, probes);
+    }
+
+    /// Work through a process's queues is followed now, as long as these probes live.
+    pub(super) fn followed(&mut self, tgid: u32, probes: ProcessProbes) {
+        self.followed.insert(tgid, probes);
     }
 
     /// Processes whose queues should be followed and are not. Each is told again after a while.
     pub(super) fn needs_queues(&mut self, now: u64) -> Vec<u32> {
-        let Self {
-            rootless, asked, ..
-        } = self;
-        rootless
-            .drain()
-            .filter(|tgid| asked.get(tgid).is_none_or(|then| now > then + ASK_EVERY))
-            .collect::<Vec<_>>()
-            .into_iter()
-            .inspect(|tgid| _ = asked.insert(*tgid, now))
-            .collect()
+        let mut due: Vec<u32> = self.rootless.drain().collect();
+        due.retain(|tgid| {
+            let is_due = self
+                .asked
+                .get(tgid)
+                .is_none_or(|then| now > then + ASK_EVERY);
+            if is_due {
+                self.asked.insert(*tgid, now);
+            }
+            is_due
+        });
+        due
     }
 
     /// A process ended or executed another program.
     pub(super) fn ended(&mut self, tgid: u32) {
         self.probes.remove(&tgid);
         self.watched.remove(&tgid);
+        self.followed.remove(&tgid);
         self.asked.remove(&tgid);
         self.ended.insert(tgid);
     }
@@ -128,11 +139,6 @@ impl Calls {
             end: exchange.end,
         };
         self.attribution.served(identities, exchange.tgid, &request);
-    }
-
-    /// Whether a process's queues are followed.
-    fn follows_queues(&self, tgid: u32) -> bool {
-        self.watched.get(&tgid).is_some_and(|probes| probes.len() > 1)
     }
 
     /// A call is over; whether its process could be watched more closely from now on.
@@ -171,8 +177,15 @@ impl Calls {
             requests,
             exact,
             without,
+            watched,
+            followed,
+            queues,
+            rootless,
             ..
         } = self;
+        // Those whose queues could be followed and are not.
+        let may_follow =
+            |tgid| *queues && watched.contains_key(&tgid) && !followed.contains_key(&tgid);
         attribution.decide(
             identities,
             now,
@@ -181,7 +194,13 @@ impl Calls {
                 let span = request.and_then(|id| requests.get(&id));
                 match span {
                     Some(_) => *exact += 1,
-                    None => *without += 1,
+                    None => {
+                        *without += 1;
+                        let tgid = call.what.tgid();
+                        if identities.is_rootless(call.identity) && may_follow(tgid) {
+                            rootless.insert(tgid);
+                        }
+                    }
                 }
                 each(call.what, span);
             },

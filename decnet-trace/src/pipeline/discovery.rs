@@ -44,11 +44,7 @@ pub(super) enum Finding {
     /// Where work passes through queues in a process.
     Queues(u32, QueueProbes),
     /// Whether the function with this code object is a loop that does one thing after the other.
-    Caller {
-        tgid: u32,
-        code: u64,
-        is_loop: bool,
-    },
+    Caller { tgid: u32, code: u64, is_loop: bool },
 }
 
 /// Something happened to a process.

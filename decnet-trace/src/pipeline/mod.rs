@@ -58,6 +58,8 @@ pub struct Config {
     pub requests: bool,
     /// Put calls under the requests that caused them.
     pub lineage: Lineage,
+    /// Follow work through queues to threads that have entered no context, where a process needs it.
+    pub queues: bool,
     /// What becomes of a request on its way to a span.
     pub policy: PolicyConfig,
     /// Where spans go.
@@ -131,6 +133,7 @@ impl Pipeline {
             counters,
             requests: config.requests,
             lineage: config.lineage,
+            queues: config.queues,
             profile: config.profile,
             clock,
             live: Arc::clone(&live),

@@ -67,6 +67,7 @@ pub(super) struct Parts {
     pub(super) counters: Arc<Counters>,
     pub(super) requests: bool,
     pub(super) lineage: Lineage,
+    pub(super) queues: bool,
     pub(super) profile: Option<profile::aggregate::Options>,
     pub(super) clock: Option<IntervalClock>,
     pub(super) live: Arc<Live>,
@@ -119,6 +120,7 @@ impl Worker {
             counters,
             requests,
             lineage,
+            queues,
             profile,
             clock: interval,
             live,
@@ -163,7 +165,7 @@ impl Worker {
             discovery: None,
             processes: Processes::default(),
             spans: Vec::new(),
-            calls: Calls::new(lineage != Lineage::Off),
+            calls: Calls::new(lineage != Lineage::Off, queues),
             follow_ends: lineage == Lineage::On,
             requests: Requests::default(),
             purposes,
@@ -213,6 +215,7 @@ impl Worker {
             round = if handled > 0 { ROUND } else { IDLE_ROUND };
             self.follow();
             self.forward(now, false);
+            self.ask(now);
             if let Some(log) = &mut self.programs_log {
                 log.flush();
             }
@@ -250,6 +253,17 @@ impl Worker {
             match finding {
                 Finding::Change(change) => self.apply(&change),
                 Finding::Python(process) => self.arm(&process),
+                Finding::Queues(tgid, probes) => self.watch_queues(tgid, &probes),
+                Finding::Caller {
+                    tgid,
+                    code,
+                    is_loop,
+                } => {
+                    if is_loop {
+                        info!("pid {tgid} has threads that work off a queue");
+                    }
+                    self.decoder.identities.set_loop(tgid, code, is_loop);
+                }
                 Finding::Unsupported(tgid, why) => {
                     warn!("no Python frames of pid {tgid}: {why}");
                     self.sample_natively(tgid, Python::Unsupported(why));
@@ -327,6 +341,7 @@ impl Worker {
             );
             self.ring_lost = lost;
             self.decoder.correlator.events_lost();
+            self.decoder.identities.events_lost(monotonic());
         }
         Ok(())
     }

@@ -80,8 +80,7 @@ pub(super) fn find(finder: &mut Finder, pid: u32) -> Option<QueueProbes> {
     };
     let takes_array = |name: &str| {
         methods.iter().any(|method| {
-            method.name == name
-                && method.flags & (METH_FASTCALL | METH_METHOD) == METH_FASTCALL
+            method.name == name && method.flags & (METH_FASTCALL | METH_METHOD) == METH_FASTCALL
         })
     };
     if !takes_array("put") || !takes_array("put_nowait") {
@@ -122,9 +121,9 @@ fn methods(segments: &[(u64, Vec<u8>)]) -> Option<Vec<Method>> {
             .iter()
             .find(|(start, bytes)| (*start..*start + bytes.len() as u64).contains(&address))?;
         let rest = bytes.get((address - start) as usize..)?;
-        NAMES.into_iter().find(|name| {
-            rest.starts_with(name.as_bytes()) && rest.get(name.len()) == Some(&0)
-        })
+        NAMES
+            .into_iter()
+            .find(|name| rest.starts_with(name.as_bytes()) && rest.get(name.len()) == Some(&0))
     };
     for (_, bytes) in segments {
         for at in (0..bytes.len().saturating_sub(METHOD)).step_by(8) {
@@ -202,7 +201,12 @@ mod tests {
             ("put_nowait", 5, 0x82),
         ]);
         let methods = methods(&segments).expect("a table");
-        let function = |name| methods.iter().find(|method| method.name == name).map(|m| m.function);
+        let function = |name| {
+            methods
+                .iter()
+                .find(|method| method.name == name)
+                .map(|m| m.function)
+        };
         assert_eq!(
             ["get", "get_nowait", "put", "put_nowait"].map(function),
             [Some(2), Some(3), Some(4), Some(5)]
@@ -226,7 +230,11 @@ mod tests {
             first_line: 1,
         };
         for (name, file, want) in [
-            ("_worker", "/usr/lib/python3.11/concurrent/futures/thread.py", true),
+            (
+                "_worker",
+                "/usr/lib/python3.11/concurrent/futures/thread.py",
+                true,
+            ),
             ("_worker", "/srv/app/thread.py", false),
             ("Connection.run", "/venv/aiosqlite/core.py", true),
             ("_connection_worker_thread", "/venv/aiosqlite/core.py", true),

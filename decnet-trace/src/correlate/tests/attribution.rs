@@ -32,6 +32,7 @@ impl Story {
             context,
             object,
             what: what as u32,
+            caller: 0,
             reserved: 0,
         });
     }
@@ -47,7 +48,12 @@ impl Story {
 
     /// Who runs in a context at a time.
     fn who(&mut self, at: u64, context: u64) -> Identity {
-        self.identities.resolve(TGID, context, at)
+        let header = Header {
+            ts: at,
+            tgid: TGID,
+            ..Header::default()
+        };
+        self.identities.resolve(&header, context)
     }
 
     /// A request that was read and answered by these, between these times.
@@ -63,6 +69,7 @@ impl Story {
             connection,
             reader,
             responder,
+            one_thread: true,
             start: times.0,
             end: times.1,
         };

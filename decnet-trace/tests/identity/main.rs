@@ -2,10 +2,17 @@
 //! under another, never.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod servers;
 #[expect(dead_code, reason = "other tests need more of it")]
+#[path = "../support/mod.rs"]
 mod support;
 
-use std::{collections::BTreeMap, collections::HashMap, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    collections::HashMap,
+    thread,
+    time::{Duration, Instant},
+};
 
 use support::{Agent, Seen, can_run};
 use xtask::bed::{
@@ -18,6 +25,9 @@ use xtask::bed::{
 const CLIENT: u64 = 3;
 
 const CONNECTIONS: usize = 64;
+
+/// How long an agent may take to follow what it should, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The ways in which `callers.py` makes calls.
 const WAYS: [&str; 16] = [
@@ -39,11 +49,11 @@ const WAYS: [&str; 16] = [
     "middleware",
 ];
 
-/// Ways whose calls the agent does not claim to know: work handed to a thread without its context.
-const UNKNOWN: [&str; 1] = ["executor"];
-
 /// Ways that make calls when their request is over.
 const AFTERWARDS: [&str; 3] = ["detached", "call_later", "background"];
+
+/// Verdicts on the calls of a service, by way.
+type All = BTreeMap<String, Verdicts>;
 
 /// Verdicts on the calls of one way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,13 +107,22 @@ impl Services {
     }
 
     /// Traces the service under load, and judges every call of it.
-    fn judge(&self, rounds: usize, args: &[&str]) -> (BTreeMap<String, Verdicts>, Seen) {
+    fn judge(&self, rounds: usize, args: &[&str]) -> (All, Seen) {
         let pid = self.callers.pid.to_string();
         let agent = Agent::start(&[&["--pid", &pid], args].concat());
-        // Contexts are followed from the first call on.
-        let warm_up = Request::get("/await/warm");
-        Load::new(self.target(), [warm_up]).run().unwrap();
-        thread::sleep(Duration::from_millis(1_500));
+        // Contexts are followed from the first call on; queues from the first that a thread made without a
+        // context; a pool's loop is known once it was seen.
+        let request = |way: &str| {
+            let warm_up = Request::get(format!("/{way}/warm"));
+            Load::new(self.target(), [warm_up]).run().unwrap();
+        };
+        request("await");
+        if !args.contains(&"--no-lineage") {
+            agent.wait_for("following the contexts", || {});
+        }
+        if args.is_empty() {
+            agent.wait_for("work off a queue", || request("executor"));
+        }
         Load::new(self.target(), [Request::get("/nobody")])
             .run()
             .unwrap();
@@ -115,20 +134,34 @@ impl Services {
     }
 }
 
+impl Agent {
+    /// Does something every now and then until the log says this.
+    fn wait_for(&self, words: &str, mut meanwhile: impl FnMut()) {
+        let since = Instant::now();
+        while !self.output().contains(words) {
+            assert!(since.elapsed() < PATIENCE, "{words}?\n{}", self.output());
+            meanwhile();
+            thread::sleep(Duration::from_millis(200));
+        }
+        // What was said is done.
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// Compares the request's id in each call's path with that in its parent's.
-fn verdicts(seen: &Seen) -> BTreeMap<String, Verdicts> {
+fn verdicts(seen: &Seen) -> All {
     let parents: HashMap<&str, &str> = seen
         .spans
         .iter()
         .map(|span| (span.id.as_str(), span.text("url.path")))
         .collect();
-    let mut all: BTreeMap<String, Verdicts> = BTreeMap::new();
+    let mut all: All = BTreeMap::new();
     for span in seen.spans.iter().filter(|span| span.kind == CLIENT) {
         let url = span.text("url.full");
         let (_, path) = url.split_once("/callees/").unwrap();
         let (way, rest) = path.split_once('/').unwrap();
         let (request, _) = rest.split_once('/').unwrap();
-        if request == "warm" {
+        if request.starts_with("warm") {
             continue;
         }
         let verdicts = all.entry(way.to_owned()).or_default();
@@ -146,17 +179,27 @@ fn verdicts(seen: &Seen) -> BTreeMap<String, Verdicts> {
     all
 }
 
+/// How many are right, none and wrong in the ways that are asked for.
+fn count(all: &All, wanted: impl Fn(&str) -> bool) -> (usize, usize, usize) {
+    all.iter().filter(|(way, _)| wanted(way)).fold(
+        (0, 0, 0),
+        |(right, none, wrong), (_, verdicts)| {
+            (
+                right + verdicts.right,
+                none + verdicts.none,
+                wrong + verdicts.wrong,
+            )
+        },
+    )
+}
+
 /// No wrong link; calls of open requests are known but for one in a thousand; nobody's are nobody's.
-fn check(all: &BTreeMap<String, Verdicts>, afterwards_too: bool, seen: &Seen) {
+fn check(all: &All, afterwards_too: bool, seen: &Seen) {
     println!("{all:#?}");
-    let wrong: usize = all.values().map(|verdicts| verdicts.wrong).sum();
+    let (_, _, wrong) = count(all, |_| true);
     assert_eq!(wrong, 0, "{all:#?}\n{}", seen.output);
-    let known = all.iter().filter(|(way, _)| {
-        let way = way.as_str();
-        way != "nobody" && !UNKNOWN.contains(&way) && (afterwards_too || !AFTERWARDS.contains(&way))
-    });
-    let (right, none) = known.fold((0, 0), |(right, none), (_, verdicts)| {
-        (right + verdicts.right, none + verdicts.none)
+    let (right, none, _) = count(all, |way| {
+        way != "nobody" && (afterwards_too || !AFTERWARDS.contains(&way))
     });
     assert!(
         right > 0 && none * 1_000 <= right,
@@ -220,8 +263,8 @@ fn other_pythons() {
     }
 }
 
-/// The gate notices when a rung is missing: without lineage nothing is known, and without the ends of
-/// contexts links go wrong or missing.
+/// The gate notices when a rung is missing: without lineage nothing is known, without queues nothing of
+/// threads that are handed work, and without the ends of contexts links go wrong or missing.
 #[test]
 fn a_missing_rung_shows() {
     if !can_run() {
@@ -231,14 +274,13 @@ fn a_missing_rung_shows() {
     let services = Services::start(Loop::Uvloop, Http::Httptools, None, &args);
     let (all, _) = services.judge(30, &["--no-lineage"]);
     assert!(all.values().all(|verdicts| verdicts.right == 0), "{all:#?}");
+    let (all, _) = services.judge(20, &["--no-queues"]);
+    let executor = all["executor"];
+    assert_eq!((executor.right, executor.none, executor.wrong), (0, 20, 0));
     let (all, _) = services.judge(60, &["--no-context-ends"]);
-    let (bad, good) = all
-        .iter()
-        .filter(|(way, _)| {
-            !AFTERWARDS.contains(&way.as_str()) && *way != "nobody" && *way != "executor"
-        })
-        .fold((0, 0), |(bad, good), (_, verdicts)| {
-            (bad + verdicts.wrong + verdicts.none, good + verdicts.right)
-        });
+    let (right, none, wrong) = count(&all, |way| {
+        !AFTERWARDS.contains(&way) && way != "nobody" && way != "executor"
+    });
+    let (bad, good) = (wrong + none, right);
     assert!(bad * 20 > good, "the missing ends did not show: {all:#?}");
 }
