@@ -12,6 +12,8 @@ pub mod protocol;
 pub mod correlate;
 pub mod policy;
 pub mod span;
+pub mod sampling;
+pub mod metrics;
 pub mod export;
 
 pub mod discover;

@@ -38,7 +38,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     Record(record::RecordArgs),
     Top(top::TopArgs),
     Dump(dump::DumpArgs),
@@ -56,7 +56,7 @@ impl Cli {
     /// Whatever ends the command before it is done.
     pub fn run(self) -> Result<Exit> {
         match self.verb {
-            Verb::Run(args) => run::run(args),
+            Verb::Run(args) => run::run(&args),
             Verb::Record(args) => record::run(args),
             Verb::Top(args) => top::run(args),
             Verb::Dump(args) => dump::run(&args),

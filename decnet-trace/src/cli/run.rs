@@ -2,7 +2,9 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
+    net::SocketAddr,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,9 +16,11 @@ use crate::{
     discover::Selector,
     error::{Error, Exit, Result},
     export::{
-        ExportConfig, SummaryConfig,
+        ExportConfig, PrometheusConfig, SummaryConfig,
         otlp::{Headers, OtlpConfig, Protocol},
+        prometheus::Token,
     },
+    metrics::MetricsConfig,
     pipeline::{Config, Lineage, Outcome, Pipeline},
     policy::PolicyConfig,
     profile::{
@@ -25,7 +29,8 @@ use crate::{
         label::Style,
         output::check_writable,
     },
-    telemetry::log,
+    sampling::{self, Sampler, SamplingConfig, Slow},
+    telemetry::{events, log},
 };
 
 /// The most samples per second and CPU.
@@ -51,7 +56,7 @@ pub(super) struct RunArgs {
     #[arg(
         long,
         value_name = "URL",
-        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
+        env = opentelemetry_otlp::OTEL_EXPORTER_OTLP_ENDPOINT,
         help_heading = "Output"
     )]
     otlp_endpoint: Option<String>,
@@ -60,7 +65,7 @@ pub(super) struct RunArgs {
     #[arg(
         long,
         value_name = "PROTOCOL",
-        env = "OTEL_EXPORTER_OTLP_PROTOCOL",
+        env = opentelemetry_otlp::OTEL_EXPORTER_OTLP_PROTOCOL,
         help_heading = "Output"
     )]
     otlp_protocol: Option<Protocol>,
@@ -69,7 +74,7 @@ pub(super) struct RunArgs {
     #[arg(
         long,
         value_name = "HEADERS",
-        env = "OTEL_EXPORTER_OTLP_HEADERS",
+        env = opentelemetry_otlp::OTEL_EXPORTER_OTLP_HEADERS,
         hide_env_values = true,
         help_heading = "Output"
     )]
@@ -88,6 +93,19 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     spans_file: Option<PathBuf>,
 
+    /// Answer Prometheus at http://ADDR/metrics, such as 127.0.0.1:9464.
+    #[arg(long, value_name = "ADDR", help_heading = "Output")]
+    metrics_listen: Option<SocketAddr>,
+
+    /// Answer only who shows the token in this file (Authorization: Bearer …).
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "metrics_listen",
+        help_heading = "Output"
+    )]
+    metrics_token_file: Option<PathBuf>,
+
     /// Write a flamegraph to this file at the end.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     profile_out: Option<PathBuf>,
@@ -103,6 +121,9 @@ pub(super) struct RunArgs {
     /// Stop after so many seconds.
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     duration: Option<u64>,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
 
     #[command(flatten)]
     kernel: KernelArgs,
@@ -157,6 +178,72 @@ impl TargetArgs {
     }
 }
 
+/// Which traces are kept.
+#[derive(Args, Debug)]
+pub(super) struct SamplingArgs {
+    /// Keep traces as this sampler of OpenTelemetry's says: always_on, always_off or traceidratio, with
+    /// parentbased_ in front to follow the caller's decision [default: parentbased_always_on].
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "OTEL_TRACES_SAMPLER",
+        help_heading = "Sampling"
+    )]
+    sampler: Option<String>,
+
+    /// The sampler's ratio, from 0 to 1.
+    #[arg(
+        long,
+        value_name = "RATIO",
+        env = "OTEL_TRACES_SAMPLER_ARG",
+        help_heading = "Sampling"
+    )]
+    sampler_arg: Option<String>,
+
+    /// Of traces without an error, keep this share, from 0 to 1.
+    #[arg(long, value_name = "RATIO", help_heading = "Sampling", value_parser = sampling::ratio)]
+    sample: Option<f64>,
+
+    /// Of traces without an error, keep about so many a second, spread evenly over routes.
+    #[arg(long, value_name = "N", help_heading = "Sampling", value_parser = positive)]
+    traces_per_second: Option<f64>,
+
+    /// Whatever the two above say, keep requests that take longer than so many milliseconds; p99: longer
+    /// than 99 of 100 of the same route.
+    #[arg(long, value_name = "MS|p99", help_heading = "Sampling", value_parser = slow)]
+    keep_slow: Option<Slow>,
+}
+
+impl SamplingArgs {
+    fn config(&self) -> Result<SamplingConfig> {
+        let mut config = SamplingConfig::default();
+        if let Some(name) = self.sampler.as_deref().filter(|name| !name.is_empty()) {
+            config.sampler = Sampler::parse(name, self.sampler_arg.as_deref())?;
+        }
+        config.ratio = self.sample.unwrap_or(config.ratio);
+        config.traces_per_second = self.traces_per_second;
+        config.keep_slow = self.keep_slow;
+        Ok(config)
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let n = text
+        .parse()
+        .ok()
+        .filter(|n: &f64| n.is_finite() && *n > 0.0);
+    n.ok_or_else(|| "give a number above 0".to_owned())
+}
+
+fn slow(text: &str) -> Result<Slow, String> {
+    match text {
+        "p99" => Ok(Slow::RouteP99),
+        text => positive(text)
+            .map(|ms| Slow::Over(Duration::from_secs_f64(ms.min(1e12) / 1e3)))
+            .map_err(|_| "give milliseconds, such as 500, or p99".to_owned()),
+    }
+}
+
 /// How the kernel side is loaded.
 #[derive(Args, Debug)]
 pub(super) struct KernelArgs {
@@ -190,7 +277,7 @@ impl KernelArgs {
     }
 }
 
-pub(super) fn run(args: RunArgs) -> Result<Exit> {
+pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     log::init(None).map_err(Error::failed)?;
     if let Some(path) = &args.profile_out {
         check_writable(path).map_err(Error::usage)?;
@@ -201,6 +288,12 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
         }
     }
     let summary = args.summary || std::io::stdout().is_terminal();
+    let otlp = otlp(args)?;
+    let metrics = otlp
+        .as_ref()
+        .is_some_and(|otlp| otlp.metrics_every.is_some());
+    let prometheus = prometheus(args)?;
+    let metrics = metrics || prometheus.is_some();
     let config = Config {
         selector: args.targets.selector()?,
         overrides: Default::default(),
@@ -210,10 +303,15 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
         queues: !args.no_queues,
         policy: PolicyConfig::default(),
         export: ExportConfig {
-            otlp: otlp(&args)?,
+            otlp,
             spans_file: args.spans_file.clone(),
             summary: summary.then(SummaryConfig::default),
+            metrics: None,
+            events: Some(Arc::clone(events::global())),
+            prometheus,
         },
+        sampling: args.sampling.config()?,
+        metrics: metrics.then(MetricsConfig::default),
         profile: args
             .profile_out
             .is_some()
@@ -247,6 +345,14 @@ pub(super) fn run(args: RunArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+fn prometheus(args: &RunArgs) -> Result<Option<PrometheusConfig>> {
+    let token = args.metrics_token_file.as_deref().map(Token::read);
+    let token = token.transpose()?;
+    Ok(args
+        .metrics_listen
+        .map(|listen| PrometheusConfig { listen, token }))
+}
+
 fn otlp(args: &RunArgs) -> Result<Option<OtlpConfig>> {
     let endpoint = args
         .otlp_endpoint
@@ -266,6 +372,7 @@ fn otlp(args: &RunArgs) -> Result<Option<OtlpConfig>> {
     if let Some(certificate) = &args.otlp_certificate {
         config.certificate = Some(certificate.clone());
     }
+    config.check()?;
     Ok(Some(config))
 }
 

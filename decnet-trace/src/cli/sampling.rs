@@ -21,6 +21,7 @@ use crate::{
     pipeline::{Config, Lineage, Outcome, Pipeline, Python},
     policy::PolicyConfig,
     profile::aggregate::Options,
+    sampling::SamplingConfig,
     telemetry::log,
 };
 
@@ -138,11 +139,9 @@ impl SamplingArgs {
             lineage: Lineage::Off,
             queues: false,
             policy: PolicyConfig::default(),
-            export: ExportConfig {
-                otlp: None,
-                spans_file: None,
-                summary: None,
-            },
+            sampling: SamplingConfig::default(),
+            metrics: None,
+            export: ExportConfig::default(),
             profile: Some(Options {
                 native: self.native,
                 kernel: self.kernel,

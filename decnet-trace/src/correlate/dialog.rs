@@ -125,6 +125,13 @@ impl Dialog {
         open.or(in_pieces)
     }
 
+    /// The methods of the requests that the process serves here.
+    pub(super) fn serving(&self, conn: &Connection) -> impl Iterator<Item = &str> {
+        let serves = conn.role == Some(Role::Server);
+        let open = self.open.iter().filter(move |_| serves);
+        open.map(|open| &*open.exchange.method)
+    }
+
     /// Whether there is nothing to remember.
     pub(super) fn is_idle(&self) -> bool {
         self.open.is_empty()

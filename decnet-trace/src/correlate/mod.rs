@@ -110,6 +110,16 @@ impl Correlator {
         oldest
     }
 
+    /// The requests that processes serve now: process and method of each. Looks through all
+    /// connections: not for every event.
+    pub fn serving(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.connections.values().flat_map(|conn| {
+            let dialog = conn.dialog.as_ref();
+            let open = dialog.map(|dialog| dialog.serving(conn));
+            open.into_iter().flatten().map(|method| (conn.tgid, method))
+        })
+    }
+
     /// Takes a read or a write.
     pub fn on_sock_op(&mut self, op: &SockOp, payload: &[u8], out: &mut Vec<Exchange>) {
         let ts = op.header.ts;

@@ -16,11 +16,11 @@ use rustc_hash::FxHashMap;
 use super::queue::Batch;
 use crate::span::{Resource, Span, SpanKind, Status, Value};
 
-/// The scope of all spans.
+/// The scope of all telemetry.
 const SCOPE: &str = "decnet-trace";
 
 /// The schema that the attributes follow.
-const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.37.0";
+pub(super) const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.37.0";
 
 /// Bits of a span's flags above those of W3C: whether the parent is remote is known; it is.
 const FLAG_HAS_IS_REMOTE: u32 = 1 << 8;
@@ -47,24 +47,34 @@ pub(super) fn request(batches: &[Arc<Batch>]) -> ExportTraceServiceRequest {
 
 fn of_resource(resource: &Resource) -> ResourceSpans {
     ResourceSpans {
-        resource: Some(ProtoResource {
-            attributes: resource
-                .attributes
-                .iter()
-                .map(|(name, value)| attribute(name, value))
-                .collect(),
-            ..ProtoResource::default()
-        }),
+        resource: Some(self::resource(resource)),
         scope_spans: vec![ScopeSpans {
-            scope: Some(InstrumentationScope {
-                name: SCOPE.to_owned(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                ..InstrumentationScope::default()
-            }),
+            scope: Some(scope()),
             spans: Vec::new(),
             schema_url: SCHEMA_URL.to_owned(),
         }],
         schema_url: SCHEMA_URL.to_owned(),
+    }
+}
+
+/// What telemetry comes from.
+pub(super) fn resource(resource: &Resource) -> ProtoResource {
+    ProtoResource {
+        attributes: resource
+            .attributes
+            .iter()
+            .map(|(name, value)| attribute(name, value))
+            .collect(),
+        ..ProtoResource::default()
+    }
+}
+
+/// The scope of all telemetry.
+pub(super) fn scope() -> InstrumentationScope {
+    InstrumentationScope {
+        name: SCOPE.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..InstrumentationScope::default()
     }
 }
 
@@ -106,7 +116,8 @@ fn of_span(span: &Span) -> ProtoSpan {
     }
 }
 
-fn attribute(name: &str, value: &Value) -> KeyValue {
+/// An attribute.
+pub(super) fn attribute(name: &str, value: &Value) -> KeyValue {
     let value = match value {
         Value::Str(text) => any_value::Value::StringValue(text.to_string()),
         Value::Int(n) => any_value::Value::IntValue(*n),

@@ -36,7 +36,7 @@ impl Health {
     pub(super) fn failed(&mut self, why: &str, lost: u64) {
         let now = Instant::now();
         if self.failing.is_some() {
-            tracing::debug!("sending spans to {} fails: {}", self.work, one_line(why));
+            tracing::debug!("{} fails: {}", self.work, one_line(why));
             return;
         }
         let was_said = is_due(&mut self.last_failure, now);
@@ -72,7 +72,7 @@ impl Health {
     pub(super) fn partial(&mut self, rejected: u64, message: &str) {
         if is_due(&mut self.last_partial, Instant::now()) {
             tracing::warn!(
-                "{}: a request was accepted but for {rejected} spans: {}",
+                "{}: a request was accepted but for {rejected} items: {}",
                 self.work,
                 one_line(message)
             );
@@ -175,7 +175,7 @@ mod tests {
         });
         assert_eq!(
             lines,
-            ["WARN sending spans to x: a request was accepted but for 3 spans: too old"]
+            ["WARN sending spans to x: a request was accepted but for 3 items: too old"]
         );
     }
 }

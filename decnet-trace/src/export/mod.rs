@@ -2,6 +2,7 @@
 //!
 //! * [`otlp`]: to a collector.
 //! * [`file`]: to a file.
+//! * [`prometheus`]: metrics, to whoever asks for them.
 //! * [`summary`]: to a table at the end.
 
 use std::{
@@ -16,18 +17,24 @@ pub mod file;
 mod health;
 mod histogram;
 pub mod otlp;
+pub mod prometheus;
 mod queue;
 pub mod summary;
 
 pub use otlp::OtlpConfig;
+use otlp::Stop;
+pub use prometheus::PrometheusConfig;
 pub use queue::Limits;
 use queue::{BATCH_MAX, Batch, Queue};
 pub use summary::{Summary, SummaryConfig};
 
+use tokio::sync::watch;
+
 use crate::{
     error::Result,
+    metrics::SharedMetrics,
     span::Span,
-    telemetry::{Count, Counters},
+    telemetry::{Count, Counters, events::Events},
 };
 
 /// Which sinks there are.
@@ -39,12 +46,24 @@ pub struct ExportConfig {
     pub spans_file: Option<PathBuf>,
     /// What is summed up.
     pub summary: Option<SummaryConfig>,
+    /// The metrics that are sent along with spans.
+    pub metrics: Option<SharedMetrics>,
+    /// The notable events that are sent along with spans.
+    pub events: Option<Arc<Events>>,
+    /// Where metrics may be asked for.
+    pub prometheus: Option<PrometheusConfig>,
 }
 
 /// The sinks at work.
 #[derive(Debug)]
 pub struct Exporters {
     sinks: Vec<Sink>,
+    /// Tells whoever has no queue of spans until when they may go on.
+    stop: watch::Sender<Option<Instant>>,
+    stopped: Stop,
+    listener: Option<JoinHandle<()>>,
+    metrics: Option<SharedMetrics>,
+    events: Option<Arc<Events>>,
     summary: Option<Mutex<Summary>>,
     counters: Arc<Counters>,
 }
@@ -75,14 +94,22 @@ impl Exporters {
     ///
     /// When one of them cannot be started; then none is left running.
     pub fn start(config: ExportConfig, counters: Arc<Counters>) -> Result<Self> {
+        let (stop, stopped) = Stop::new();
         let mut exporters = Self {
             sinks: Vec::new(),
+            stop,
+            stopped,
+            listener: None,
+            metrics: config.metrics,
+            events: config.events,
             summary: config
                 .summary
                 .map(|config| Mutex::new(Summary::new(config))),
             counters: Arc::clone(&counters),
         };
-        let started = exporters.start_sinks(config.otlp, config.spans_file);
+        let started = exporters
+            .start_sinks(config.otlp, config.spans_file)
+            .and_then(|()| exporters.listen(config.prometheus));
         match started {
             Ok(()) => Ok(exporters),
             Err(error) => {
@@ -107,13 +134,28 @@ impl Exporters {
         }
         if let Some(config) = otlp {
             let queue = queue_of(config.limits, Count::OtlpQueueFull);
-            let thread = otlp::start(config, Arc::clone(&queue), Arc::clone(counters))?;
+            let sources = otlp::Sources {
+                queue: Arc::clone(&queue),
+                metrics: self.metrics.clone(),
+                events: self.events.clone(),
+                stop: self.stopped.clone(),
+            };
+            let thread = otlp::start(config, sources, Arc::clone(counters))?;
             self.sinks.push(Sink {
                 name: "otlp",
                 queue,
                 thread,
                 stopped: Count::OtlpStopped,
             });
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, config: Option<PrometheusConfig>) -> Result<()> {
+        if let Some((config, metrics)) = config.zip(self.metrics.clone()) {
+            let (address, thread) = prometheus::start(config, metrics, self.stopped.clone())?;
+            tracing::info!("metrics are at http://{address}/metrics");
+            self.listener = Some(thread);
         }
         Ok(())
     }
@@ -156,6 +198,7 @@ impl Exporters {
     /// back the summary.
     pub fn shutdown(self, time: Duration) -> Option<Summary> {
         let deadline = Instant::now() + time;
+        self.stop.send_replace(Some(deadline));
         for sink in &self.sinks {
             sink.queue.stop(deadline);
         }
@@ -173,6 +216,10 @@ impl Exporters {
             if left > 0 {
                 self.counters.add(sink.stopped, left);
             }
+        }
+        if let Some(listener) = self.listener {
+            // It ends as soon as it is told.
+            let _ = listener.join();
         }
         let summary = self.summary?;
         Some(summary.into_inner().unwrap_or_else(PoisonError::into_inner))

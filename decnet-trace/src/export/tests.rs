@@ -54,7 +54,7 @@ fn fans_out() {
     let config = ExportConfig {
         spans_file: Some(path.clone()),
         summary: Some(SummaryConfig::default()),
-        otlp: None,
+        ..ExportConfig::default()
     };
     let exporters = Exporters::start(config, Arc::clone(&counters)).unwrap();
     exporters.send(Vec::new());
@@ -74,7 +74,7 @@ fn refuses_to_start_with_a_bad_sink() {
     let config = ExportConfig {
         spans_file: Some(dir.path().join("spans.jsonl")),
         otlp: Some(OtlpConfig::new("ftp://nowhere")),
-        summary: None,
+        ..ExportConfig::default()
     };
     let error = Exporters::start(config, Arc::default()).unwrap_err();
     assert_eq!(error.exit(), crate::error::Exit::Usage);

@@ -71,6 +71,11 @@ impl CostMeter {
         }
     }
 
+    /// What the windows so far have shown.
+    pub const fn bill(&self) -> Bill {
+        self.bill
+    }
+
     /// Opens or closes a window when it is due; `requests` is the number of requests that have ended
     /// since the agent began.
     ///

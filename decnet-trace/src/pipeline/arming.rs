@@ -54,6 +54,10 @@ impl Worker {
                 // The kernel side has removed one that ended by itself.
                 let _ = self.bpf.targets.remove(tgid);
                 self.live.forget(*tgid);
+                if let Some(measure) = &self.measure {
+                    let now = self.clock.to_unix(monotonic());
+                    measure.metrics.lock().ended(*tgid, now);
+                }
                 if self.processes.resource(*tgid).is_some() {
                     debug!("no longer tracing pid {tgid}: {reason:?}");
                     self.processes.end(*tgid, monotonic());

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::worker::Worker;
+use super::{handing::Handing, worker::Worker};
 use crate::{
     correlate::{exchange::Role, outbound::Outbound},
     policy::{Link, Parent},
     span::{Resource, Value},
+    telemetry::Count,
 };
 
 impl Worker {
@@ -29,10 +30,10 @@ impl Worker {
             match exchange.role {
                 Role::Server => {
                     self.requests.served += 1;
-                    let span = self.policy.span(&exchange, &resource, self.clock, None);
+                    let identity = self.policy.identify(&exchange, None);
                     self.calls
-                        .served(&self.decoder.identities, &exchange, span.reference());
-                    self.spans.push(span);
+                        .served(&self.decoder.identities, &exchange, identity.reference());
+                    self.handing(now).served(exchange, resource, identity);
                 }
                 Role::Client => {
                     self.requests.made += 1;
@@ -44,8 +45,22 @@ impl Worker {
         }
         self.decoder.exchanges = exchanges;
         self.link(now, all);
+        self.sampling.tick(now);
         if !self.spans.is_empty() {
+            self.counters.add(Count::Spans, self.spans.len() as u64);
             self.exporters.send(std::mem::take(&mut self.spans));
+        }
+    }
+
+    /// Those who have a say in what becomes of a request or a call.
+    fn handing(&mut self, now: u64) -> Handing<'_> {
+        Handing {
+            policy: &mut self.policy,
+            sampling: &mut self.sampling,
+            measure: self.measure.as_ref(),
+            spans: &mut self.spans,
+            clock: self.clock,
+            now,
         }
     }
 
@@ -55,11 +70,21 @@ impl Worker {
             calls,
             decoder,
             policy,
+            sampling,
+            measure,
             processes,
             spans,
             clock,
             ..
         } = self;
+        let mut handing = Handing {
+            policy,
+            sampling,
+            measure: measure.as_ref(),
+            spans,
+            clock: *clock,
+            now,
+        };
         calls.decide(
             &decoder.identities,
             if all { None } else { Some(&decoder.correlator) },
@@ -73,15 +98,11 @@ impl Worker {
                     span,
                     link: Link::Exact,
                 });
-                spans.push(match &outbound {
-                    Outbound::Exchange(exchange) => {
-                        policy.span(exchange, &resource, *clock, parent)
-                    }
-                    Outbound::Statement(statement) => {
-                        let place = policy.place(parent);
-                        policy.statement(statement, &resource, *clock, place)
-                    }
-                });
+                let identity = match &outbound {
+                    Outbound::Exchange(exchange) => handing.policy.identify(exchange, parent),
+                    Outbound::Statement(_) => handing.policy.place(parent),
+                };
+                handing.made(outbound, resource, identity);
             },
         );
     }

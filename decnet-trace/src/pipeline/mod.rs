@@ -6,8 +6,10 @@ mod arming;
 mod calls;
 mod discovery;
 mod forward;
+mod handing;
 mod intervals;
 mod live;
+mod measure;
 mod outcome;
 mod processes;
 mod records;
@@ -24,7 +26,7 @@ use std::{
 
 use intervals::Intervals;
 pub use live::{Live, Python, Tally};
-pub use outcome::{Outcome, Requests};
+pub use outcome::{Outcome, Requests, is_loss};
 
 use crate::{
     bpf::{
@@ -35,11 +37,13 @@ use crate::{
     error::{Error, Result},
     export::{ExportConfig, Exporters},
     ingest::Ingest,
+    metrics::{MetricsConfig, SharedMetrics},
     policy::{Policy, PolicyConfig},
     profile,
     python::PythonResolver,
+    sampling::{Sampling, SamplingConfig},
     symbolize,
-    telemetry::Counters,
+    telemetry::{Counters, clock},
 };
 
 /// How long the sinks may take to send what they hold when the agent stops.
@@ -64,6 +68,10 @@ pub struct Config {
     pub policy: PolicyConfig,
     /// Where spans go.
     pub export: ExportConfig,
+    /// Which traces are kept.
+    pub sampling: SamplingConfig,
+    /// Count requests, for the sinks that send metrics.
+    pub metrics: Option<MetricsConfig>,
     /// Which samples and frames are counted; sampled at [`LoadOptions::rate`].
     pub profile: Option<profile::aggregate::Options>,
     /// Hand over a profile of each stretch of time that long; [`Outcome::profile`] is then of the last
@@ -112,7 +120,15 @@ impl Pipeline {
                 "there is no process {pid} that can be traced; `decnet-trace ps --all` lists processes"
             )));
         }
-        let exporters = Exporters::start(config.export, Arc::clone(&counters))?;
+        let started = clock::read(libc::CLOCK_REALTIME);
+        let metrics = config
+            .metrics
+            .map(|config| SharedMetrics::new(config, started));
+        let export = ExportConfig {
+            metrics: metrics.clone(),
+            ..config.export
+        };
+        let exporters = Exporters::start(export, Arc::clone(&counters))?;
         let (symbolizer, symbolizing) = symbolize::spawn(
             symbolize::Limits::default(),
             Box::new(PythonResolver::new()),
@@ -128,6 +144,8 @@ impl Pipeline {
             ingest,
             policy,
             exporters,
+            sampling: Sampling::new(config.sampling),
+            metrics,
             symbolizer,
             symbolizing,
             counters,

@@ -43,7 +43,7 @@ impl Outcome {
 }
 
 /// Whether a counter counts something lost.
-fn is_loss(name: &str) -> bool {
+pub fn is_loss(name: &str) -> bool {
     name.split('_').any(|word| word == "lost")
 }
 

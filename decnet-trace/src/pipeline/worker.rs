@@ -18,8 +18,10 @@ use super::{
     FLUSH_MAX, Lineage,
     calls::Calls,
     discovery::{DiscoveryThread, Finding},
+    handing::Unbuilt,
     intervals::IntervalClock,
     live::{Live, Python},
+    measure::Measure,
     outcome::{Outcome, Requests},
     processes::Processes,
     records::Decoder,
@@ -32,8 +34,10 @@ use crate::{
     export::Exporters,
     govern::cost::CostMeter,
     ingest::Ingest,
+    metrics::SharedMetrics,
     policy::{ClockOffset, Policy},
     profile::{self, aggregate::Aggregator, collect::collect},
+    sampling::Sampling,
     span::Span,
     symbolize,
     telemetry::{
@@ -62,6 +66,8 @@ pub(super) struct Parts {
     pub(super) ingest: Ingest,
     pub(super) policy: Policy,
     pub(super) exporters: Exporters,
+    pub(super) sampling: Sampling<Unbuilt>,
+    pub(super) metrics: Option<SharedMetrics>,
     pub(super) symbolizer: symbolize::Client,
     pub(super) symbolizing: thread::JoinHandle<()>,
     pub(super) counters: Arc<Counters>,
@@ -83,6 +89,8 @@ pub(super) struct Worker {
     pub(super) decoder: Decoder,
     pub(super) policy: Policy,
     pub(super) exporters: Exporters,
+    pub(super) sampling: Sampling<Unbuilt>,
+    pub(super) measure: Option<Measure>,
     pub(super) symbolizer: symbolize::Client,
     pub(super) symbolizing: thread::JoinHandle<()>,
     pub(super) counters: Arc<Counters>,
@@ -115,6 +123,8 @@ impl Worker {
             ingest,
             policy,
             exporters,
+            sampling,
+            metrics,
             symbolizer,
             symbolizing,
             counters,
@@ -128,10 +138,10 @@ impl Worker {
             rate,
             programs_log,
         } = parts;
-        let sampling = profile.is_some() && rate > 0;
+        let profiling = profile.is_some() && rate > 0;
         let purposes = [
             (requests, flags::SOCKETS),
-            (sampling, flags::SAMPLES),
+            (profiling, flags::SAMPLES),
             (profile.is_some_and(|options| options.native), flags::NATIVE),
             (profile.is_some_and(|options| options.kernel), flags::KERNEL),
             (children != Children::None, flags::CHILDREN),
@@ -147,7 +157,7 @@ impl Worker {
                 identities: Identities::default(),
                 correlator: Correlator::new(crate::correlate::Limits::default()),
                 profile: profile
-                    .filter(|_| sampling)
+                    .filter(|_| profiling)
                     .map(|options| Aggregator::new(options, symbolizer.clone())),
                 exchanges: Vec::new(),
                 live: Arc::clone(&live),
@@ -159,6 +169,8 @@ impl Worker {
             ingest,
             policy,
             exporters,
+            sampling,
+            measure: metrics.map(Measure::new),
             symbolizer,
             symbolizing,
             counters,
@@ -303,6 +315,7 @@ impl Worker {
         self.close_quiet(now);
         let served = self.requests.served;
         self.meter.tick(Instant::now(), &self.bpf, served)?;
+        self.measure()?;
         if self.report.as_ref().is_some_and(Report::is_due) {
             let counters = self.all_counters()?;
             if let Some(report) = &mut self.report {
@@ -347,7 +360,7 @@ impl Worker {
     }
 
     /// Every counter there is, by name.
-    fn all_counters(&self) -> Result<Vec<(&'static str, u64)>> {
+    pub(super) fn all_counters(&self) -> Result<Vec<(&'static str, u64)>> {
         let mut all: Vec<_> = self
             .bpf
             .counts()?
@@ -359,6 +372,9 @@ impl Worker {
         all.push(("records_lost_undecoded", self.decoder.undecoded));
         all.push(("exchanges_lost_unknown_process", self.unknown_process));
         all.extend(self.calls.counters());
+        let (dropped, hastened) = self.sampling.counts();
+        all.push(("spans_sampled_out", dropped));
+        all.push(("sampling_hold_overflowed", hastened));
         all.push(("identities_evicted", self.decoder.identities.evicted()));
         all.push((
             "discovery_notices_overflowed",
@@ -407,6 +423,7 @@ impl Worker {
         let counters = Arc::clone(&self.counters);
         let meter = std::mem::replace(&mut self.meter, CostMeter::new(Instant::now()));
         let bill = meter.finish(Instant::now(), &self.bpf, self.requests.served)?;
+        self.measure()?;
         let mut all = self.all_counters()?;
         let summary = self.exporters.shutdown(FLUSH_MAX);
         // What the sinks did last.

@@ -329,6 +329,11 @@ impl<'a> Facts<'a> {
     }
 }
 
+/// A method as the conventions have it: one that is known, or `_OTHER`.
+pub fn method(method: &str) -> &'static str {
+    known(method).unwrap_or("_OTHER")
+}
+
 /// The methods of RFC 9110, and PATCH and QUERY: what the conventions call known.
 fn known(method: &str) -> Option<&'static str> {
     Some(match method {

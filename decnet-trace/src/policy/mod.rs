@@ -126,7 +126,6 @@ impl Policy {
         clock: ClockOffset,
         parent: Option<Parent<'_>>,
     ) -> Span {
-        self.observe(exchange, resource);
         let identity = self.identify(exchange, parent);
         self.build(exchange, resource, clock, identity)
     }
@@ -141,7 +140,6 @@ impl Policy {
             config,
             served,
             called,
-            counters,
             ..
         } = self;
         let facts = http::Facts::new(exchange, config);
@@ -150,9 +148,6 @@ impl Policy {
             Role::Client => called,
         };
         let route = route(routes, exchange, &facts, resource);
-        if route == Route::Overflow {
-            counters.add(Count::RouteOverflow, 1);
-        }
         facts.observed(route.name())
     }
 
@@ -164,13 +159,15 @@ impl Policy {
         clock: ClockOffset,
         identity: Identity,
     ) -> Span {
-        self.counters.add(Count::Spans, 1);
         let facts = http::Facts::new(exchange, &self.config);
         let (routes, kind) = match exchange.role {
             Role::Server => (&mut self.served, SpanKind::Server),
             Role::Client => (&mut self.called, SpanKind::Client),
         };
         let route = route(routes, exchange, &facts, resource);
+        if route == Route::Overflow {
+            self.counters.add(Count::RouteOverflow, 1);
+        }
         let start = clock.to_unix(exchange.start);
         Span {
             trace_id: identity.trace_id,
@@ -256,7 +253,6 @@ impl Policy {
         clock: ClockOffset,
         identity: Identity,
     ) -> Span {
-        self.counters.add(Count::Spans, 1);
         let facts = statement::Facts::new(statement);
         let start = clock.to_unix(statement.start);
         Span {

@@ -48,6 +48,15 @@ counters! {
     /// Spans still unsent when the agent stopped.
     OtlpStopped = "otlp_spans_lost_at_stop",
 
+    /// Points of metrics that the OTLP endpoint accepted.
+    OtlpPointsSent = "otlp_points_sent",
+    /// Points of metrics that did not get through; the next ones tell what they told.
+    OtlpPointsFailed = "otlp_points_failed",
+    /// Log records that the OTLP endpoint accepted.
+    OtlpLogsSent = "otlp_logs_sent",
+    /// Log records that did not get through.
+    OtlpLogsLost = "otlp_logs_lost",
+
     /// Spans written to the spans file.
     FileWritten = "file_spans_written",
     /// Writes to the spans file that failed.

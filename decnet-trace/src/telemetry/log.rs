@@ -2,7 +2,12 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, filter::filter_fn, fmt, layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
+
+use super::events::{self, is_notable};
 
 use crate::error::{Error, Result};
 
@@ -32,11 +37,14 @@ pub fn init(filter: Option<&str>) -> Result<()> {
             "{source} says {text:?}, which is no log filter: {error}; try \"info\" or \"debug\""
         ))
     })?;
-    fmt()
+    let lines = fmt::layer()
         .compact()
-        .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(colour(&io::stderr()))
+        .with_filter(filter);
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(events::global().layer().with_filter(filter_fn(is_notable)))
         .try_init()
         .map_err(|error| Error::failed(format_args!("logging was set up before: {error}")))
 }

@@ -5,9 +5,11 @@
 //! * [`report`]: the summary line, each minute and at the end.
 //! * [`clock`]: the offset between the kernel's clock and the wall clock.
 //! * [`log`]: where log lines go.
+//! * [`events`]: those of them that are sent as well.
 
 pub mod clock;
 pub mod counter;
+pub mod events;
 pub mod log;
 pub mod report;
 pub mod usage;

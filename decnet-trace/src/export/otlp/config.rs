@@ -93,6 +93,27 @@ impl FromStr for Headers {
     }
 }
 
+/// The variable that says how often metrics are sent, in milliseconds.
+const METRIC_INTERVAL: &str = "OTEL_METRIC_EXPORT_INTERVAL";
+
+/// Whether a signal is wanted by OTLP, by the variable that lists its exporters.
+fn wanted(name: &str, variable: &impl Fn(&str) -> Option<String>) -> Result<bool> {
+    let text = variable(name).unwrap_or_default();
+    let mut names = text
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty());
+    let known = names
+        .clone()
+        .find(|name| !matches!(*name, "otlp" | "none" | "console" | "prometheus"));
+    match known {
+        Some(other) => Err(Error::usage(format_args!(
+            "{name} names {other:?}, which is no exporter; say \"otlp\" or \"none\""
+        ))),
+        None => Ok(text.trim().is_empty() || names.any(|name| name == "otlp")),
+    }
+}
+
 fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut out = Vec::with_capacity(text.len());
@@ -133,6 +154,11 @@ pub struct OtlpConfig {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// The bounds of the queue.
     pub limits: Limits,
+    /// How often metrics are sent; `None` for never (`OTEL_METRIC_EXPORT_INTERVAL`,
+    /// `OTEL_METRICS_EXPORTER=none`).
+    pub metrics_every: Option<Duration>,
+    /// Whether notable events are sent as log records (`OTEL_LOGS_EXPORTER=none` for not).
+    pub logs: bool,
     /// How long a request is tried again before its spans are dropped.
     pub retry_for: Duration,
     /// The first wait before a request is tried again; doubled each time, up to [`Self::retry_max`].
@@ -149,11 +175,13 @@ impl OtlpConfig {
             endpoint_is_whole: false,
             protocol: Protocol::default(),
             headers: Headers::default(),
-            timeout: Duration::from_secs(10),
+            timeout: opentelemetry_otlp::OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT,
             compression: Compression::default(),
             certificate: None,
             identity: None,
             limits: Limits::default(),
+            metrics_every: Some(Duration::from_secs(60)),
+            logs: true,
             retry_for: Duration::from_secs(300),
             retry_first: Duration::from_secs(1),
             retry_max: Duration::from_secs(30),
@@ -190,6 +218,19 @@ impl OtlpConfig {
         if let Some(certificate) = find("CERTIFICATE") {
             self.certificate = Some(certificate.into());
         }
+        if let Some(interval) = variable(METRIC_INTERVAL).filter(|value| !value.is_empty()) {
+            let milliseconds = interval.parse().ok().filter(|&ms: &u64| ms > 0);
+            let milliseconds = milliseconds.ok_or_else(|| {
+                Error::usage(format_args!(
+                    "{METRIC_INTERVAL} is {interval:?}; give milliseconds, such as 60000"
+                ))
+            })?;
+            self.metrics_every = Some(Duration::from_millis(milliseconds));
+        }
+        if !wanted("OTEL_METRICS_EXPORTER", &variable)? {
+            self.metrics_every = None;
+        }
+        self.logs = wanted("OTEL_LOGS_EXPORTER", &variable)?;
         match (find("CLIENT_CERTIFICATE"), find("CLIENT_KEY")) {
             (Some(chain), Some(key)) => self.identity = Some((chain.into(), key.into())),
             (None, None) => {}
@@ -202,8 +243,23 @@ impl OtlpConfig {
         Ok(())
     }
 
+    /// Checks what can be checked without a look at the network or a file.
+    ///
+    /// # Errors
+    ///
+    /// When the endpoint is no URL.
+    pub fn check(&self) -> Result<()> {
+        self.uri().map(|_| ())
+    }
+
     /// The URL to connect to, checked.
     pub(super) fn uri(&self) -> Result<http::Uri> {
+        self.uri_of("/v1/traces")
+    }
+
+    /// The same for the signal with this path. A whole URL is that of traces; the others' stand beside
+    /// it, where it ends as the specification has it.
+    pub(super) fn uri_of(&self, path: &str) -> Result<http::Uri> {
         let endpoint = self.endpoint.trim();
         let text = match endpoint.contains("://") {
             true => endpoint.to_owned(),
@@ -211,9 +267,13 @@ impl OtlpConfig {
         };
         let text = match self.protocol {
             Protocol::HttpProtobuf if !self.endpoint_is_whole => {
-                format!("{}/v1/traces", text.trim_end_matches('/'))
+                format!("{}{path}", text.trim_end_matches('/'))
             }
-            _ => text,
+            Protocol::HttpProtobuf => match text.strip_suffix("/v1/traces") {
+                Some(base) => format!("{base}{path}"),
+                None => text,
+            },
+            Protocol::Grpc => text,
         };
         let bad = |why: &dyn fmt::Display| {
             Error::usage(format_args!(
@@ -224,6 +284,10 @@ impl OtlpConfig {
         let uri: http::Uri = text
             .parse()
             .map_err(|error| bad(&format_args!("is no URL: {error}")))?;
+        // A word alone is a mistake sooner than the name of a host.
+        if !endpoint.contains("://") && uri.port_u16().is_none() {
+            return Err(bad(&"has neither a scheme nor a port"));
+        }
         match uri.scheme_str() {
             Some("http" | "https") if uri.host().is_some_and(|host| !host.is_empty()) => Ok(uri),
             _ => Err(bad(&"is no URL of http or https")),
@@ -300,7 +364,14 @@ mod tests {
         ] {
             assert_eq!(uri(endpoint, protocol, whole).unwrap(), want);
         }
-        for bad in ["", "ftp://h", "http://", "http://a b", "unix:///x"] {
+        for bad in [
+            "",
+            "nonsense",
+            "ftp://h",
+            "http://",
+            "http://a b",
+            "unix:///x",
+        ] {
             let error = uri(bad, grpc, false).unwrap_err();
             assert_eq!(error.exit(), crate::error::Exit::Usage, "{bad}");
         }

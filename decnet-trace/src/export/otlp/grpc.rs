@@ -2,23 +2,24 @@
 
 use std::{error::Error as _, time::Duration};
 
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse, trace_service_client::TraceServiceClient,
-};
+use http::uri::PathAndQuery;
 use tonic::{
     Code, Request, Status,
+    client::Grpc as GrpcClient,
     codec::CompressionEncoding,
     metadata::{
         AsciiMetadataKey, AsciiMetadataValue, BinaryMetadataKey, BinaryMetadataValue, MetadataMap,
     },
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
+use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 
 use super::{
     Failure,
     config::{Compression, OtlpConfig},
     pem,
+    signal::Signal,
 };
 use crate::error::{Error, Result};
 
@@ -31,8 +32,10 @@ const CONNECT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// A client of one endpoint. The connection is made when it is first used, and again when it broke.
+/// Its clones share it.
+#[derive(Clone)]
 pub(super) struct Grpc {
-    client: TraceServiceClient<Channel>,
+    client: GrpcClient<Channel>,
     metadata: MetadataMap,
 }
 
@@ -68,7 +71,7 @@ impl Grpc {
             }
             endpoint = endpoint.tls_config(tls).map_err(bad)?;
         }
-        let mut client = TraceServiceClient::new(endpoint.connect_lazy());
+        let mut client = GrpcClient::new(endpoint.connect_lazy());
         if config.compression == Compression::Gzip {
             client = client
                 .send_compressed(CompressionEncoding::Gzip)
@@ -80,13 +83,21 @@ impl Grpc {
         })
     }
 
-    pub(super) async fn send(
+    pub(super) async fn send<S: Signal>(
         &mut self,
-        message: ExportTraceServiceRequest,
-    ) -> Result<ExportTraceServiceResponse, Failure> {
+        message: S::Request,
+    ) -> Result<S::Response, Failure> {
         let mut request = Request::new(message);
         *request.metadata_mut() = self.metadata.clone();
-        match self.client.export(request).await {
+        let unready = |error: tonic::transport::Error| Failure {
+            retry: true,
+            delay: None,
+            message: chain(&error),
+        };
+        self.client.ready().await.map_err(unready)?;
+        let path = PathAndQuery::from_static(S::GRPC_PATH);
+        let codec = ProstCodec::<S::Request, S::Response>::default();
+        match self.client.unary(request, path, codec).await {
             Ok(response) => Ok(response.into_inner()),
             Err(status) => Err(failure(&status)),
         }

@@ -11,9 +11,6 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
 use prost::Message as _;
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 
@@ -22,6 +19,7 @@ use super::{
     config::{Compression, OtlpConfig},
     grpc::chain,
     pem,
+    signal::{Logs, Metrics, Signal, Traces},
 };
 use crate::error::{Error, Result};
 
@@ -32,10 +30,12 @@ const ANSWER_MAX: usize = 64 * 1024;
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// A client of one endpoint. The connection is made when it is first used, kept, and made again when
-/// it broke.
+/// it broke. Its clones share it.
+#[derive(Clone)]
 pub(super) struct Http {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    uri: Uri,
+    /// Of traces, metrics and logs.
+    uris: [Uri; 3],
     headers: HeaderMap,
     compression: Compression,
 }
@@ -53,22 +53,31 @@ impl Http {
             .wrap_connector(tcp);
         Ok(Self {
             client: Client::builder(TokioExecutor::new()).build(connector),
-            uri: config.uri()?,
+            uris: [
+                config.uri_of(Traces::HTTP_PATH)?,
+                config.uri_of(Metrics::HTTP_PATH)?,
+                config.uri_of(Logs::HTTP_PATH)?,
+            ],
             headers: headers(config)?,
             compression: config.compression,
         })
     }
 
-    pub(super) async fn send(
+    pub(super) async fn send<S: Signal>(
         &self,
-        message: &ExportTraceServiceRequest,
-    ) -> Result<ExportTraceServiceResponse, Failure> {
+        message: &S::Request,
+    ) -> Result<S::Response, Failure> {
+        let uri = match S::HTTP_PATH {
+            Metrics::HTTP_PATH => &self.uris[1],
+            Logs::HTTP_PATH => &self.uris[2],
+            _ => &self.uris[0],
+        };
         let body = self.body(message).map_err(|error| Failure {
             retry: false,
             delay: None,
             message: format!("the request cannot be compressed: {error}"),
         })?;
-        let mut request = Request::post(self.uri.clone())
+        let mut request = Request::post(uri.clone())
             .body(Full::new(body))
             .map_err(|error| Failure {
                 retry: false,
@@ -94,8 +103,8 @@ impl Http {
             .map_err(|error| broken(&*error))?
             .to_bytes();
         match status {
-            // An answer that is none does not make the spans less accepted.
-            StatusCode::OK => Ok(ExportTraceServiceResponse::decode(body).unwrap_or_default()),
+            // An answer that is none does not make what was sent less accepted.
+            StatusCode::OK => Ok(S::Response::decode(body).unwrap_or_default()),
             status => Err(Failure {
                 // <https://opentelemetry.io/docs/specs/otlp/#failures-1>
                 retry: matches!(status.as_u16(), 429 | 502 | 503 | 504),
@@ -105,7 +114,7 @@ impl Http {
         }
     }
 
-    fn body(&self, message: &ExportTraceServiceRequest) -> std::io::Result<Bytes> {
+    fn body(&self, message: &impl prost::Message) -> std::io::Result<Bytes> {
         let plain = message.encode_to_vec();
         Ok(match self.compression {
             Compression::None => plain.into(),

@@ -11,25 +11,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use tokio::runtime;
 
 mod config;
 mod grpc;
 mod http;
+mod logs;
+mod metrics;
 mod pem;
+mod signal;
+mod stop;
 
 pub use config::{Compression, Headers, OtlpConfig, Protocol};
+pub(super) use stop::Stop;
 
 use super::{
     convert,
     health::Health,
-    queue::{Batch, Queue, spans_in},
+    queue::{Queue, spans_in},
 };
 use crate::{
     error::{Error, Result},
-    telemetry::{Count, Counters},
+    metrics::SharedMetrics,
+    telemetry::{Count, Counters, clock, events::Events},
 };
+use signal::{Signal, Traces};
+use stop::Until;
 
 /// The longest wait that a server's own wish is honoured for.
 const ASKED_MAX: Duration = Duration::from_secs(120);
@@ -45,11 +52,23 @@ struct Failure {
     message: String,
 }
 
+/// What the sink's thread sends.
+pub(super) struct Sources {
+    /// The queue of spans.
+    pub(super) queue: Arc<Queue>,
+    /// The metrics, where there are any.
+    pub(super) metrics: Option<SharedMetrics>,
+    /// Notable events, where they are wanted.
+    pub(super) events: Option<Arc<Events>>,
+    /// Until when metrics and logs may go on, once the agent stops.
+    pub(super) stop: Stop,
+}
+
 /// Starts the sink's thread. The configuration is checked here; that the endpoint answers is not, since
 /// it may come up later.
 pub(super) fn start(
     config: OtlpConfig,
-    queue: Arc<Queue>,
+    sources: Sources,
     counters: Arc<Counters>,
 ) -> Result<JoinHandle<()>> {
     let failed = |what: &str, error: std::io::Error| {
@@ -72,92 +91,157 @@ pub(super) fn start(
             Protocol::HttpProtobuf => Transport::Http(Box::new(http::Http::new(&config)?)),
         }
     };
-    let mut sender = Sender {
-        health: Health::new(format!("sending spans to {}", config.shown())),
-        config,
+    let Sources {
         queue,
-        counters,
-        transport,
+        metrics,
+        events,
+        stop,
+    } = sources;
+    let started = clock::read(libc::CLOCK_REALTIME);
+    let sender = |what: &str| Sender {
+        health: Health::new(format!("sending {what} to {}", config.shown())),
+        config: config.clone(),
+        counters: Arc::clone(&counters),
+        transport: transport.clone(),
         rng: fastrand::Rng::new(),
+        started,
     };
+    let spans = send_spans(sender("spans"), queue);
+    let metrics = metrics
+        .zip(config.metrics_every)
+        .map(|(metrics, every)| metrics::send(sender("metrics"), metrics, every, stop.clone()));
+    let logs = events
+        .filter(|_| config.logs)
+        .map(|events| logs::send(sender("logs"), events, stop));
     thread::Builder::new()
         .name("otlp".into())
         .spawn(move || {
-            runtime.block_on(sender.run());
+            runtime.block_on(async {
+                let metrics = async {
+                    if let Some(metrics) = metrics {
+                        metrics.await
+                    }
+                };
+                let logs = async {
+                    if let Some(logs) = logs {
+                        logs.await
+                    }
+                };
+                tokio::join!(spans, metrics, logs)
+            });
             // A name that is still being looked up holds nothing up.
             runtime.shutdown_background();
         })
         .map_err(|error| failed("thread", error))
 }
 
+#[derive(Clone)]
 enum Transport {
     Grpc(Box<grpc::Grpc>),
     Http(Box<http::Http>),
 }
 
+/// What became of a request.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    /// It was accepted, but for so many items.
+    Accepted { rejected: u64 },
+    /// It was refused for good.
+    Refused,
+    /// It failed for too long.
+    GaveUp,
+    /// The agent stopped before.
+    Stopped,
+}
+
+/// Sends the requests of one signal, one after the other.
 struct Sender {
     config: OtlpConfig,
-    queue: Arc<Queue>,
     counters: Arc<Counters>,
     transport: Transport,
     health: Health,
     rng: fastrand::Rng,
+    /// When the agent began, in nanoseconds since the Unix epoch.
+    started: u64,
+}
+
+/// Sends spans until the queue ends.
+async fn send_spans(mut sender: Sender, queue: Arc<Queue>) {
+    while let Some(batches) = queue.next().await {
+        let spans = spans_in(&batches);
+        // Built for each attempt: the spans themselves are what is kept.
+        let request = || convert::request(&batches);
+        let retry_for = sender.config.retry_for;
+        let fate = sender
+            .deliver::<Traces>(request, spans, retry_for, &*queue)
+            .await;
+        let counters = &sender.counters;
+        match fate {
+            Fate::Accepted { rejected } => {
+                counters.add(Count::OtlpRejected, rejected);
+                counters.add(Count::OtlpSent, spans - rejected);
+            }
+            Fate::Refused => counters.add(Count::OtlpRefused, spans),
+            Fate::GaveUp => counters.add(Count::OtlpGaveUp, spans),
+            Fate::Stopped => counters.add(Count::OtlpStopped, spans),
+        }
+    }
 }
 
 impl Sender {
-    async fn run(&mut self) {
-        while let Some(batches) = self.queue.next().await {
-            self.deliver(&batches).await;
-        }
-    }
-
-    /// Sends batches until they are accepted, refused, given up, or the agent's time is up.
-    async fn deliver(&mut self, batches: &[Arc<Batch>]) {
-        let spans = spans_in(batches);
+    /// Sends a request of so many items until it is accepted, refused, given up, or the agent's time is
+    /// up.
+    async fn deliver<S: Signal>(
+        &mut self,
+        request: impl Fn() -> S::Request,
+        items: u64,
+        retry_for: Duration,
+        until: &impl Until,
+    ) -> Fate {
         let begin = Instant::now();
         let mut wait = self.config.retry_first;
         loop {
-            let failure = match self.attempt(batches).await {
-                Some(Ok(response)) => return self.accepted(spans, response),
+            let failure = match self.attempt::<S>(&request, until).await {
+                Some(Ok(response)) => return self.accepted::<S>(items, response),
                 Some(Err(failure)) => failure,
-                None => return self.counters.add(Count::OtlpStopped, spans),
+                None => return Fate::Stopped,
             };
             self.counters.add(Count::OtlpFailedAttempts, 1);
             let lost = self.lost();
             self.health.failed(&failure.message, lost);
             if !failure.retry {
-                return self.counters.add(Count::OtlpRefused, spans);
+                return Fate::Refused;
             }
             // Who stops does not wait for an endpoint that fails.
-            if self.queue.deadline().is_some() {
-                return self.counters.add(Count::OtlpStopped, spans);
+            if until.deadline().is_some() {
+                return Fate::Stopped;
             }
             let pause = match failure.delay {
                 Some(asked) => asked.min(ASKED_MAX).max(wait),
                 None => wait,
             };
-            let until = Instant::now() + jittered(pause, &mut self.rng);
-            if until > begin + self.config.retry_for {
-                return self.counters.add(Count::OtlpGaveUp, spans);
+            let next = Instant::now() + jittered(pause, &mut self.rng);
+            if next > begin + retry_for {
+                return Fate::GaveUp;
             }
             wait = (wait * 2).min(self.config.retry_max);
-            self.queue.sleep(until).await;
+            until.sleep(next).await;
         }
     }
 
     /// One attempt, no longer than its timeout; `None` when the agent's time is up before it ends.
-    async fn attempt(
+    async fn attempt<S: Signal>(
         &mut self,
-        batches: &[Arc<Batch>],
-    ) -> Option<Result<ExportTraceServiceResponse, Failure>> {
+        request: impl Fn() -> S::Request,
+        until: &impl Until,
+    ) -> Option<Result<S::Response, Failure>> {
         let timeout = self.config.timeout;
         let transport = &mut self.transport;
         let send = async {
-            // Built for each attempt: the spans themselves are what is kept.
-            let request = convert::request(batches);
+            let request = request();
             match transport {
-                Transport::Grpc(grpc) => grpc.send(request).await,
-                Transport::Http(http) => http.send(&request).await,
+                Transport::Grpc(grpc) => grpc.send::<S>(request).await,
+                Transport::Http(http) => http.send::<S>(&request).await,
             }
         };
         tokio::select! {
@@ -169,27 +253,24 @@ impl Sender {
                     message: format!("no answer in {timeout:?}"),
                 })
             })),
-            () = self.queue.expired() => None,
+            () = until.expired() => None,
         }
     }
 
-    fn accepted(&mut self, spans: u64, response: ExportTraceServiceResponse) {
+    fn accepted<S: Signal>(&mut self, items: u64, response: S::Response) -> Fate {
         let lost = self.lost();
         self.health.worked(lost);
-        let rejected = match response.partial_success {
-            Some(partial) => {
-                let rejected = u64::try_from(partial.rejected_spans)
-                    .unwrap_or(0)
-                    .min(spans);
-                if rejected > 0 || !partial.error_message.is_empty() {
-                    self.health.partial(rejected, &partial.error_message);
+        let rejected = match S::partial(response) {
+            Some((rejected, remark)) => {
+                let rejected = u64::try_from(rejected).unwrap_or(0).min(items);
+                if rejected > 0 || !remark.is_empty() {
+                    self.health.partial(rejected, &remark);
                 }
                 rejected
             }
             None => 0,
         };
-        self.counters.add(Count::OtlpRejected, rejected);
-        self.counters.add(Count::OtlpSent, spans - rejected);
+        Fate::Accepted { rejected }
     }
 
     /// The spans lost so far to the endpoint's failures.
@@ -208,4 +289,4 @@ fn jittered(pause: Duration, rng: &mut fastrand::Rng) -> Duration {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

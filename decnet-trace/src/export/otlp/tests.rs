@@ -13,10 +13,10 @@ use std::{
 };
 
 use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTracePartialSuccess, ExportTraceServiceRequest,
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
     trace_service_server::{TraceService, TraceServiceServer},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tonic::{
     Code, Request, Response, Status,
     codec::CompressionEncoding,
@@ -25,9 +25,10 @@ use tonic::{
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
-use crate::export::{Limits, tests::span};
+use crate::export::{Limits, queue::Batch, tests::span};
 
 mod http;
+pub(in crate::export) mod signals;
 mod tls;
 
 /// What the server does with a request.
@@ -162,11 +163,13 @@ struct Bench {
     queue: Arc<Queue>,
     counters: Arc<Counters>,
     thread: JoinHandle<()>,
+    stop: watch::Sender<Option<Instant>>,
     pushed: u64,
 }
 
 fn config(endpoint: impl ToString) -> OtlpConfig {
     OtlpConfig {
+        logs: false,
         timeout: Duration::from_secs(2),
         limits: Limits {
             spans: 100,
@@ -189,11 +192,19 @@ impl Bench {
             Arc::clone(&counters),
             Count::OtlpQueueFull,
         ));
-        let thread = start(config, Arc::clone(&queue), Arc::clone(&counters)).unwrap();
+        let (stop, stopped) = Stop::new();
+        let sources = Sources {
+            queue: Arc::clone(&queue),
+            metrics: None,
+            events: None,
+            stop: stopped,
+        };
+        let thread = start(config, sources, Arc::clone(&counters)).unwrap();
         Self {
             queue,
             counters,
             thread,
+            stop,
             pushed: 0,
         }
     }
@@ -220,6 +231,7 @@ impl Bench {
     /// Stops within the time, and checks that every span was sent or counted as lost, once.
     fn stop(self, time: Duration) -> Arc<Counters> {
         let begin = Instant::now();
+        self.stop.send_replace(Some(begin + time));
         self.queue.stop(begin + time);
         self.thread.join().unwrap();
         assert!(begin.elapsed() < time + Duration::from_millis(300));

@@ -152,7 +152,13 @@ fn refuses_bad_files() {
             };
             let counters = Arc::new(Counters::new());
             let queue = Queue::new(config.limits, Arc::clone(&counters), Count::OtlpQueueFull);
-            let error = start(config, Arc::new(queue), counters).err();
+            let sources = Sources {
+                queue: Arc::new(queue),
+                metrics: None,
+                events: None,
+                stop: Stop::new().1,
+            };
+            let error = start(config, sources, counters).err();
             let error = error.map(|error| error.to_string()).unwrap_or_default();
             assert!(
                 error.contains(path.to_str().unwrap()),

@@ -1,0 +1,487 @@
+//! Metrics of every request, sampled or not, by process; and the agent's own. No I/O and no clock.
+//!
+//! * [`exponential`]: the histograms.
+//! * [`series`]: one for each set of attributes, bounded in number.
+//! * [`agent`]: what the agent says of itself.
+//! * [`shared`]: the metrics as the pipeline and those who read them share them.
+//!
+//! docs/metrics.md says what is measured.
+
+use std::{net::IpAddr, sync::Arc};
+
+use rustc_hash::FxHashMap;
+
+use crate::{
+    correlate::exchange::Role,
+    policy::http::{Observed, Server},
+    span::{Resource, Span, SpanKind, Value as SpanValue},
+};
+
+pub mod agent;
+pub mod exponential;
+pub mod series;
+pub mod shared;
+
+pub use agent::Agent;
+use series::{Attribute, Exemplar, Family, Value};
+pub use shared::SharedMetrics;
+
+/// How long a process that ended is still reported, in nanoseconds: longer than readers wait.
+const REMEMBER: u64 = 300_000_000_000;
+
+/// The bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// The most series that one instrument of one process has; what comes after shares one.
+    pub series_max: usize,
+    /// The most series in all.
+    pub total_max: usize,
+    /// The most processes.
+    pub processes_max: usize,
+}
+
+impl Default for MetricsConfig {
+    /// A series takes about 1.6 KiB: 13 MiB at most.
+    fn default() -> Self {
+        Self {
+            series_max: 1000,
+            total_max: 8192,
+            processes_max: 1024,
+        }
+    }
+}
+
+/// What is measured of each process, all in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instrument {
+    /// Requests served.
+    ServerDuration,
+    /// Requests made.
+    ClientDuration,
+    /// Database operations.
+    DbDuration,
+    /// Time that served requests waited before they were read.
+    QueueDuration,
+}
+
+impl Instrument {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::ServerDuration,
+        Self::ClientDuration,
+        Self::DbDuration,
+        Self::QueueDuration,
+    ];
+
+    /// The name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ServerDuration => "http.server.request.duration",
+            Self::ClientDuration => "http.client.request.duration",
+            Self::DbDuration => "db.client.operation.duration",
+            Self::QueueDuration => "decnet.queue.duration",
+        }
+    }
+
+    /// The description.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::ServerDuration => "Duration of HTTP server requests.",
+            Self::ClientDuration => "Duration of HTTP client requests.",
+            Self::DbDuration => "Duration of database client operations.",
+            Self::QueueDuration => {
+                "How long requests waited in the socket before the process read them."
+            }
+        }
+    }
+
+    /// The bounds that the conventions advise for explicit buckets.
+    pub const fn bounds(self) -> &'static [f64] {
+        match self {
+            Self::DbDuration => &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0],
+            Self::ServerDuration | Self::ClientDuration | Self::QueueDuration => &[
+                0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+            ],
+        }
+    }
+}
+
+/// The metrics of one process.
+#[derive(Debug)]
+pub struct Process {
+    /// The process.
+    pub resource: Arc<Resource>,
+    /// Since when it is measured, in nanoseconds since the Unix epoch.
+    pub start: u64,
+    ended: Option<u64>,
+    families: [Family; Instrument::ALL.len()],
+    /// Requests under way, by method.
+    active: Vec<(&'static str, i64)>,
+}
+
+impl Process {
+    /// The series of an instrument.
+    pub fn family(&self, instrument: Instrument) -> &Family {
+        &self.families[instrument as usize]
+    }
+
+    /// Requests under way, by method; a method that had some stays, at zero.
+    pub fn active(&self) -> &[(&'static str, i64)] {
+        &self.active
+    }
+}
+
+/// What is measured.
+#[derive(Debug)]
+pub struct Metrics {
+    config: MetricsConfig,
+    start: u64,
+    processes: Vec<Process>,
+    places: FxHashMap<u32, usize>,
+    /// Since when what a new process has counted is all that it has: since the start, or since
+    /// processes were forgotten, which it may be one of.
+    counting_since: u64,
+    series: usize,
+    unmeasured: u64,
+    overflowed: u64,
+    agent: Option<Agent>,
+    rng: fastrand::Rng,
+    last_read: u64,
+}
+
+impl Metrics {
+    /// Nothing measured yet; `start` is now, in nanoseconds since the Unix epoch.
+    pub fn new(config: MetricsConfig, start: u64) -> Self {
+        Self {
+            config,
+            start,
+            processes: Vec::new(),
+            places: FxHashMap::default(),
+            counting_since: start,
+            series: 0,
+            unmeasured: 0,
+            overflowed: 0,
+            agent: None,
+            rng: fastrand::Rng::with_seed(start),
+            last_read: 0,
+        }
+    }
+
+    /// Counts an exchange that ended at `now` (Unix, in nanoseconds). `span` is that which is kept of
+    /// it, where it is known to be kept.
+    pub fn exchange(
+        &mut self,
+        resource: &Arc<Resource>,
+        seen: &Observed<'_>,
+        now: u64,
+        span: Option<([u8; 16], [u8; 8])>,
+    ) {
+        let mut attributes = Attributes::default();
+        attributes.text("http.request.method", seen.method);
+        let address;
+        let instrument = match seen.role {
+            Role::Server => {
+                attributes.text("url.scheme", &seen.scheme);
+                if let Some(route) = seen.route {
+                    attributes.text("http.route", route);
+                }
+                Instrument::ServerDuration
+            }
+            Role::Client => {
+                match seen.server {
+                    Server::Named(host, port) => {
+                        attributes.text("server.address", host);
+                        if let Some(port) = port {
+                            attributes.int("server.port", port.into());
+                        }
+                    }
+                    Server::At(at) => {
+                        address = Address::new(at.ip());
+                        attributes.text("server.address", address.as_str());
+                        attributes.int("server.port", at.port().into());
+                    }
+                    Server::Unknown => {}
+                }
+                Instrument::ClientDuration
+            }
+        };
+        if let Some(status) = seen.status {
+            attributes.int("http.response.status_code", status.into());
+        }
+        if let Some(error) = &seen.error {
+            attributes.text("error.type", error);
+        }
+        attributes.text("network.protocol.version", &seen.version);
+        let duration = seen.duration as f64 / 1e9;
+        self.record(resource, instrument, attributes.get(), duration, now, span);
+        // Where there have been requests, that none is under way is worth telling.
+        if seen.role == Role::Server
+            && let Some(&place) = self.places.get(&resource.tgid)
+        {
+            let active = &mut self.processes[place].active;
+            if !active.iter().any(|(known, _)| *known == seen.method) {
+                active.push((seen.method, 0));
+            }
+        }
+        if let Some(queued) = seen.queued {
+            let queued = queued as f64 / 1e9;
+            self.record(resource, Instrument::QueueDuration, &[], queued, now, span);
+        }
+    }
+
+    /// Counts a call that has its span already, by the span's attributes: one of a database. `sampled`:
+    /// the span is kept.
+    pub fn call(&mut self, span: &Span, sampled: bool) {
+        const NAMES: [&str; 8] = [
+            "db.system.name",
+            "db.namespace",
+            "db.collection.name",
+            "db.operation.name",
+            "db.response.status_code",
+            "error.type",
+            "server.address",
+            "server.port",
+        ];
+        if span.kind != SpanKind::Client || !span.attributes.iter().any(|(n, _)| *n == NAMES[0]) {
+            return;
+        }
+        let mut attributes = Attributes::default();
+        for name in NAMES {
+            let value = span.attributes.iter().find(|(n, _)| *n == name);
+            match value {
+                Some((_, SpanValue::Str(text))) => attributes.text(name, text),
+                Some((_, SpanValue::Int(n))) => attributes.int(name, *n),
+                _ => {}
+            }
+        }
+        let duration = span.end.saturating_sub(span.start) as f64 / 1e9;
+        let kept = sampled.then_some((span.trace_id, span.span_id));
+        let instrument = Instrument::DbDuration;
+        self.record(
+            &span.resource,
+            instrument,
+            attributes.get(),
+            duration,
+            span.end,
+            kept,
+        );
+    }
+
+    /// Counts a value of a process, in seconds.
+    fn record(
+        &mut self,
+        resource: &Arc<Resource>,
+        instrument: Instrument,
+        attributes: &[Attribute<'_>],
+        value: f64,
+        now: u64,
+        span: Option<([u8; 16], [u8; 8])>,
+    ) {
+        let Some(place) = self.place(resource, now) else {
+            self.unmeasured += 1;
+            return;
+        };
+        let family = &mut self.processes[place].families[instrument as usize];
+        let room = family.len() < self.config.series_max && self.series < self.config.total_max;
+        let before = family.len();
+        let series = family.find(attributes, room);
+        series.record(value, instrument.bounds());
+        if let Some((trace_id, span_id)) = span {
+            let exemplar = Exemplar {
+                value,
+                time: now,
+                trace_id,
+                span_id,
+            };
+            series.offer(exemplar, &mut self.rng);
+        }
+        if !room
+            && series
+                .attributes
+                .first()
+                .is_some_and(|(name, _)| *name == series::OVERFLOW)
+        {
+            self.overflowed += 1;
+        }
+        self.series += family.len() - before;
+    }
+
+    /// Where a process's metrics are.
+    fn place(&mut self, resource: &Arc<Resource>, now: u64) -> Option<usize> {
+        let known = self.places.get(&resource.tgid).copied();
+        if let Some(place) = known
+            && Arc::ptr_eq(&self.processes[place].resource, resource)
+        {
+            return Some(place);
+        }
+        if self.processes.len() >= self.config.processes_max {
+            return None;
+        }
+        // The pid is another process's now, or this one executed another program.
+        if let Some(place) = known {
+            self.processes[place].ended.get_or_insert(now);
+        }
+        let place = self.processes.len();
+        self.places.insert(resource.tgid, place);
+        self.processes.push(Process {
+            resource: Arc::clone(resource),
+            start: self.counting_since,
+            ended: None,
+            families: Default::default(),
+            active: Vec::new(),
+        });
+        Some(place)
+    }
+
+    /// A process ended; what is still under way from it counts all the same.
+    pub fn ended(&mut self, tgid: u32, now: u64) {
+        if let Some(&place) = self.places.get(&tgid) {
+            self.processes[place].ended.get_or_insert(now);
+        }
+    }
+
+    /// Takes how many requests are under way, by process and method: one call for each.
+    pub fn set_active(&mut self, requests: impl Iterator<Item = (u32, &'static str)>) {
+        for process in &mut self.processes {
+            process.active.iter_mut().for_each(|(_, n)| *n = 0);
+        }
+        for (tgid, method) in requests {
+            // A process that has not ended a request yet has no metrics yet.
+            let Some(&place) = self.places.get(&tgid) else {
+                continue;
+            };
+            let active = &mut self.processes[place].active;
+            match active.iter_mut().find(|(known, _)| *known == method) {
+                Some((_, n)) => *n += 1,
+                None => active.push((method, 1)),
+            }
+        }
+    }
+
+    /// Takes what the agent says of itself.
+    pub fn set_agent(&mut self, agent: Agent) {
+        self.agent = Some(agent);
+    }
+
+    /// What the agent says of itself.
+    pub fn agent(&self) -> Option<&Agent> {
+        self.agent.as_ref()
+    }
+
+    /// Since when there are metrics, in nanoseconds since the Unix epoch.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// All processes, those that ended a while ago too.
+    pub fn processes(&self) -> &[Process] {
+        &self.processes
+    }
+
+    /// Until when exemplars were read the last time.
+    pub fn last_read(&self) -> u64 {
+        self.last_read
+    }
+
+    /// Values of processes beyond the bound, and values that shared a series.
+    pub fn lost(&self) -> (u64, u64) {
+        (self.unmeasured, self.overflowed)
+    }
+
+    /// Everything was read: what comes gets new exemplars, and processes that ended long ago are
+    /// forgotten.
+    pub fn read(&mut self, now: u64) {
+        self.last_read = now;
+        for family in self.processes.iter_mut().flat_map(|p| &mut p.families) {
+            family.iter_mut().for_each(series::Series::read);
+        }
+        self.forget(now);
+    }
+
+    /// Forgets processes that ended long ago.
+    pub fn forget(&mut self, now: u64) {
+        let over = |process: &Process| {
+            let ended = process.ended;
+            ended.is_some_and(|ended| now.saturating_sub(ended) > REMEMBER)
+        };
+        if !self.processes.iter().any(over) {
+            return;
+        }
+        self.processes.retain(|process| !over(process));
+        self.counting_since = now;
+        self.series = self
+            .processes
+            .iter()
+            .flat_map(|p| &p.families)
+            .map(Family::len)
+            .sum();
+        // The last one of a pid is the one that lives.
+        self.places = self
+            .processes
+            .iter()
+            .enumerate()
+            .map(|(place, process)| (process.resource.tgid, place))
+            .collect();
+    }
+}
+
+/// The attributes of one value, on the stack.
+struct Attributes<'a> {
+    list: [Attribute<'a>; 8],
+    len: usize,
+}
+
+impl Default for Attributes<'_> {
+    fn default() -> Self {
+        Self {
+            list: [("", Value::Int(0)); 8],
+            len: 0,
+        }
+    }
+}
+
+impl<'a> Attributes<'a> {
+    fn text(&mut self, name: &'static str, text: &'a str) {
+        self.push(name, Value::Text(text));
+    }
+
+    fn int(&mut self, name: &'static str, n: i64) {
+        self.push(name, Value::Int(n));
+    }
+
+    fn push(&mut self, name: &'static str, value: Value<'a>) {
+        if let Some(slot) = self.list.get_mut(self.len) {
+            *slot = (name, value);
+            self.len += 1;
+        }
+    }
+
+    fn get(&self) -> &[Attribute<'a>] {
+        &self.list[..self.len]
+    }
+}
+
+/// An address as text, on the stack.
+struct Address {
+    text: [u8; 48],
+    len: usize,
+}
+
+impl Address {
+    fn new(ip: IpAddr) -> Self {
+        use std::io::Write as _;
+        let mut text = [0; 48];
+        let mut rest = &mut text[..];
+        // The longest address has 45 bytes.
+        let _ = write!(rest, "{}", ip.to_canonical());
+        let len = 48 - rest.len();
+        Self { text, len }
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.text[..self.len]).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests;
