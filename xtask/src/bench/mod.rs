@@ -2,14 +2,18 @@
 //! to read it.
 
 pub mod agent;
+pub mod kernel;
 pub mod machine;
+pub mod memory;
 pub mod overhead;
+pub mod pipeline;
 pub mod postgres;
 pub mod progress;
 pub mod report;
 pub mod services;
 pub mod stats;
 pub mod table;
+pub mod trap;
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
@@ -33,6 +37,12 @@ use crate::{
 pub enum Kind {
     /// What a service loses: throughput, latencies and CPU, against the same service untraced
     Overhead,
+    /// Where the time goes in the kernel: each program and trap per request, beside what the service loses
+    Kernel,
+    /// The agent's user side: events per second through each stage and sink, allocations, latency
+    Pipeline,
+    /// The agent's memory and CPU against processes, connections, requests per second, and time
+    Memory,
     /// All of them
     All,
 }
@@ -60,9 +70,15 @@ pub struct BenchArgs {
     /// Compare with the figures in this file, which an earlier run wrote
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,
-    /// The agent to measure, instead of one built from this tree in release mode
+    /// For how many minutes to watch whether memory grows [default: 30, quick 0.2]
+    #[arg(long, value_name = "MINUTES")]
+    pub minutes: Option<f64>,
+    /// The agent to measure, instead of one built from this tree
     #[arg(long, value_name = "FILE", hide = true)]
     pub agent: Option<PathBuf>,
+    /// The profile that what is measured is built with
+    #[arg(long, value_name = "NAME", hide = true, default_value = "release")]
+    pub profile: String,
 }
 
 /// What a run is made of.
@@ -78,6 +94,10 @@ pub struct Setup {
     pub window: Duration,
     /// The routes.
     pub scenarios: Vec<Scenario>,
+    /// For how long growth is watched.
+    pub growth: Duration,
+    /// Cargo's profile.
+    pub profile: String,
     /// How tables look.
     pub style: Style,
 }
@@ -87,6 +107,10 @@ impl Setup {
         let seconds = args.window.unwrap_or(if args.quick { 1.0 } else { 3.0 });
         if !(0.1..=600.0).contains(&seconds) {
             bail!("--window {seconds} is no length to measure for: say 0.1 to 600 seconds");
+        }
+        let minutes = args.minutes.unwrap_or(if args.quick { 0.2 } else { 30.0 });
+        if !(0.01..=10_000.0).contains(&minutes) {
+            bail!("--minutes {minutes} is no time to watch for: say 0.01 to 10000 minutes");
         }
         let mut scenarios = SCENARIOS.to_vec();
         if !args.scenario.is_empty() {
@@ -102,10 +126,46 @@ impl Setup {
             pairs: args.pairs.unwrap_or(if args.quick { 3 } else { 10 }) as usize,
             window: Duration::from_secs_f64(seconds),
             scenarios,
+            growth: Duration::from_secs_f64(60.0 * minutes),
+            profile: args.profile.clone(),
             style: Style::of_stdout(),
         })
     }
 }
+
+/// One kind of measurement.
+#[derive(Clone, Copy)]
+struct Part {
+    kind: Kind,
+    /// How long it takes.
+    plan: fn(&Setup) -> Duration,
+    /// Does it.
+    run: fn(&Setup, &Services, &mut Progress, &mut Report) -> Result<()>,
+}
+
+/// All kinds, in the order in which they are run.
+const PARTS: &[Part] = &[
+    Part {
+        kind: Kind::Overhead,
+        plan: overhead::plan,
+        run: overhead::run,
+    },
+    Part {
+        kind: Kind::Kernel,
+        plan: kernel::plan,
+        run: kernel::run,
+    },
+    Part {
+        kind: Kind::Pipeline,
+        plan: pipeline::plan,
+        run: pipeline::run,
+    },
+    Part {
+        kind: Kind::Memory,
+        plan: memory::plan,
+        run: memory::run,
+    },
+];
 
 /// The verb: measures, prints, and writes the figures.
 ///
@@ -139,10 +199,12 @@ pub fn run(args: &BenchArgs) -> Result<Report> {
         println!("SKIPPED: postgres: {why}");
         report.skipped.push(format!("postgres: {why}"));
     }
-    let mut planned = Duration::ZERO;
-    if wants(Kind::Overhead) {
-        planned += overhead::plan(&setup);
-    }
+    let parts: Vec<Part> = PARTS
+        .iter()
+        .filter(|part| wants(part.kind))
+        .copied()
+        .collect();
+    let planned = parts.iter().map(|part| (part.plan)(&setup)).sum();
     println!("this takes about {}", minutes(planned));
     let noise = busy()?;
     if noise > 0.1 {
@@ -155,8 +217,8 @@ pub fn run(args: &BenchArgs) -> Result<Report> {
         );
     }
     let mut progress = Progress::start(planned)?;
-    if wants(Kind::Overhead) {
-        overhead::run(&setup, &services, &mut progress, &mut report)?;
+    for part in parts {
+        (part.run)(&setup, &services, &mut progress, &mut report)?;
     }
     progress.clear();
     let goals = report.goals(style);

@@ -151,6 +151,11 @@ impl Variant {
             .copied()
     }
 
+    /// What it is, for people.
+    pub fn what(&self) -> &'static str {
+        self.what
+    }
+
     /// The agent's arguments, for that service.
     pub fn args(&self, pid: u32, backend: &str) -> Option<Vec<String>> {
         let Kind::Agent(args) = self.kind else {
@@ -264,9 +269,38 @@ impl Pair {
         of(&self.with) / self.without(of)
     }
 
+    /// How many µs of CPU more a request takes.
+    fn cpu_more(&self) -> f64 {
+        self.with.cpu - self.without(|window| window.cpu)
+    }
+
     fn without(&self, of: Metric) -> f64 {
         f64::midpoint(of(&self.before), of(&self.after))
     }
+}
+
+/// What the agent adds to a service's CPU time per request, in µs: a figure for each pair of windows.
+///
+/// # Errors
+/// The agent does not start, requests fail, or the run is interrupted.
+pub fn cpu_more(
+    setup: &Setup,
+    services: &Services,
+    service: &Service,
+    scenario: Scenario,
+    variant: Variant,
+    progress: &mut Progress,
+) -> Result<Vec<f64>> {
+    let run = Run {
+        setup,
+        services,
+        plain: service,
+        inside: &BTreeMap::new(),
+        scenario,
+        pace: Pace::Saturated,
+    };
+    let pairs = run.pairs("kernel", &[variant], progress)?;
+    Ok(pairs.values().flatten().map(Pair::cpu_more).collect())
 }
 
 /// Measures all routes, and prints a table for each.
@@ -291,11 +325,13 @@ pub fn run(
             let run = Run {
                 setup,
                 services,
-                fleet: &fleet,
+                plain: &fleet.plain,
+                inside: &fleet.inside,
                 scenario,
                 pace,
             };
-            let pairs = run.pairs(progress)?;
+            let variants = variants(scenario.name, pace, setup.quick);
+            let pairs = run.pairs("overhead", &variants, progress)?;
             let untraced: Vec<_> = pairs
                 .values()
                 .flatten()
@@ -323,14 +359,19 @@ fn round(rate: f64) -> f64 {
 struct Run<'a> {
     setup: &'a Setup,
     services: &'a Services,
-    fleet: &'a Fleet,
+    plain: &'a Service,
+    inside: &'a BTreeMap<&'static str, Service>,
     scenario: Scenario,
     pace: Pace,
 }
 
 impl Run<'_> {
-    fn pairs(&self, progress: &mut Progress) -> Result<BTreeMap<&'static str, Vec<Pair>>> {
-        let variants = variants(self.scenario.name, self.pace, self.setup.quick);
+    fn pairs(
+        &self,
+        kind: &str,
+        variants: &[Variant],
+        progress: &mut Progress,
+    ) -> Result<BTreeMap<&'static str, Vec<Pair>>> {
         let mut pairs: BTreeMap<_, Vec<Pair>> = BTreeMap::new();
         let stop = Arc::clone(progress.stop());
         let each = self.setup.window + warm_up(self.setup.window);
@@ -341,7 +382,7 @@ impl Run<'_> {
                 let variant = variants[(n + round) % variants.len()];
                 progress.step(
                     &format!(
-                        "overhead, {}, {}: {}, {} of {}",
+                        "{kind}, {}, {}: {}, {} of {}",
                         self.scenario.name,
                         self.pace_name(),
                         variant.name,
@@ -366,21 +407,21 @@ impl Run<'_> {
     }
 
     fn without(&self, stop: &Arc<AtomicBool>) -> Result<Window> {
-        self.measured(&self.fleet.plain, stop)
+        self.measured(self.plain, stop)
     }
 
     fn with(&self, variant: Variant, stop: &Arc<AtomicBool>) -> Result<Window> {
-        let pid = self.fleet.plain.pid;
+        let pid = self.plain.pid;
         let tool = match variant.kind {
             Kind::Nothing => return self.without(stop),
             Kind::Inside(tool) => {
-                let service = self.fleet.inside.get(tool).context("no such service")?;
+                let service = self.inside.get(tool).context("no such service")?;
                 return self.measured(service, stop);
             }
             Kind::PySpy(rate) => Tool::py_spy(&py_spy(&self.services.venv), pid, rate)?,
             Kind::Agent(_) => self.agent(&self.setup.agent, variant, pid)?,
         };
-        let window = self.measured(&self.fleet.plain, stop)?;
+        let window = self.measured(self.plain, stop)?;
         tool.stop()?;
         Ok(window)
     }
@@ -457,10 +498,7 @@ impl Run<'_> {
                 let ratios = pairs.iter().map(|pair| pair.ratio(*metric)).collect();
                 row.push(report.note(format!("{id}/{name}"), "ratio", ratios));
             }
-            let more = pairs
-                .iter()
-                .map(|pair| pair.with.cpu - pair.without(|window| window.cpu))
-                .collect();
+            let more = pairs.iter().map(Pair::cpu_more).collect();
             row.push(report.note(format!("{id}/cpu_more"), "us/request", more));
             table.row(row);
         }

@@ -93,8 +93,8 @@ const GOALS: &[(&str, &str, Goal)] = &[
     ("memory/rate/1000/", "/cpu", Goal::AtMost(1.0)),
     ("memory/rate/1000/", "/rss", Goal::AtMost(60.0)),
     ("memory/processes/50/", "/cpu", Goal::AtMost(0.1)),
-    ("memory/start/", "/attached", Goal::AtMost(1.0)),
-    ("memory/start/", "/first_span", Goal::AtMost(1.0)),
+    ("pipeline/start/", "/attached", Goal::AtMost(1.0)),
+    ("pipeline/start/", "/first_span", Goal::AtMost(1.0)),
 ];
 
 impl Figure {
