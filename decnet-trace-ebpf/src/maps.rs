@@ -1,7 +1,7 @@
 //! Every map: its size, and why.
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use decnet_trace_common::{
@@ -36,19 +36,25 @@ pub(crate) type Ring = RingBuf<u8, 4096>;
 #[btf_map]
 pub(crate) static COUNTS: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
 
-/// Sockets on which a message head did not end with the operation that began it, and how many more
-/// bytes may be captured for it. Least recently used entries go first: what is lost by that is the
-/// rest of a head split in two while 16,384 others were. 16,384 entries of 16 bytes.
+/// Sockets on which a message head did not end with the operation that began it. An array in which the
+/// socket's name chooses the entry, for a look into a hash map costs ten times as much, and one of these
+/// is made for every response whose head and body are written at once. Two sockets share an entry where
+/// their inode numbers are a multiple of 8,192 apart: what is lost by that is the rest of a head split in
+/// two while another socket's was. 16,384 entries of 16 bytes.
 #[btf_map]
-pub(crate) static HEADS: LruHashMap<HeadKey, u32, 16384> = LruHashMap::new();
+pub(crate) static HEADS: Array<Head, { HEADS_MAX as usize }> = Array::new();
 
-/// A socket and a direction.
+/// The number of entries of [`HEADS`]; a power of two.
+pub(crate) const HEADS_MAX: u32 = 16384;
+
+/// A head that has not ended.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct HeadKey {
-    pub(crate) sock: u64,
-    /// 1 for writes, 0 for reads; eight bytes wide so that there is no padding.
-    pub(crate) send: u64,
+pub(crate) struct Head {
+    /// The socket's inode number, twice, and 1 more for writes: the low bits choose the entry.
+    pub(crate) key: u64,
+    /// How many more bytes may be captured for it.
+    pub(crate) left: u64,
 }
 
 /// Where a socket record is put together: per CPU, one for each program that may interrupt another

@@ -18,9 +18,9 @@ const S_IFSOCK: u16 = 0o140_000;
 
 /// A stream socket.
 #[derive(Clone, Copy)]
-pub(crate) struct Sock {
-    /// The address of its `struct sock`.
-    pub(crate) sk: u64,
+pub(crate) struct Sock<R> {
+    /// Its `struct sock`.
+    pub(crate) sk: R,
     /// Its inode number, which names it.
     pub(crate) inode: u64,
     /// Whether it is a unix-domain socket.
@@ -30,29 +30,44 @@ pub(crate) struct Sock {
 }
 
 /// How the fields of a `struct sock` are read.
-trait Reader {
+pub(crate) trait Reader: Copy {
     /// The field at this offset, if it can be read.
-    fn field<T: Copy>(&self, offset: usize) -> Option<T>;
+    fn field<T: Copy>(self, offset: usize) -> Option<T>;
+
+    /// The struct's address.
+    fn address(self) -> u64;
 }
 
 /// A pointer that the kernel handed over with its type: fields are plain loads.
-struct Typed(*const u8);
+#[derive(Clone, Copy)]
+pub(crate) struct Typed(*const u8);
 
 impl Reader for Typed {
     #[inline(always)]
-    fn field<T: Copy>(&self, offset: usize) -> Option<T> {
+    fn field<T: Copy>(self, offset: usize) -> Option<T> {
         // SAFETY: made in `from_typed` alone, of a typed pointer.
         Some(unsafe { read::typed(self.0, offset) })
+    }
+
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0 as u64
     }
 }
 
 /// An address found by following pointers: fields are read by a helper.
-struct Walked(u64);
+#[derive(Clone, Copy)]
+pub(crate) struct Walked(u64);
 
 impl Reader for Walked {
     #[inline(always)]
-    fn field<T: Copy>(&self, offset: usize) -> Option<T> {
+    fn field<T: Copy>(self, offset: usize) -> Option<T> {
         read::kernel(self.0, offset)
+    }
+
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0
     }
 }
 
@@ -63,8 +78,8 @@ impl Reader for Walked {
 ///
 /// `sk` must be an argument that the tracepoint declares as `struct sock *`.
 #[inline(always)]
-pub(crate) unsafe fn from_typed(sk: *const u8) -> Option<Sock> {
-    let (unix, tcp) = kind(&Typed(sk))?;
+pub(crate) unsafe fn from_typed(sk: *const u8) -> Option<Sock<Typed>> {
+    let (unix, tcp) = kind(Typed(sk))?;
     // SAFETY: as the caller promises.
     let socket: u64 = unsafe { read::typed(sk, offset!(sock_socket)) };
     let inode = if socket == 0 {
@@ -73,7 +88,7 @@ pub(crate) unsafe fn from_typed(sk: *const u8) -> Option<Sock> {
         read::kernel(socket, offset!(socket_inode) + offset!(inode_ino)).unwrap_or(0)
     };
     Some(Sock {
-        sk: sk as u64,
+        sk: Typed(sk),
         inode,
         unix,
         tcp,
@@ -82,7 +97,7 @@ pub(crate) unsafe fn from_typed(sk: *const u8) -> Option<Sock> {
 
 /// The stream socket behind a file descriptor of the running process; `None` for anything else.
 #[inline(always)]
-pub(crate) fn from_fd(fd: i32) -> Option<Sock> {
+pub(crate) fn from_fd(fd: i32) -> Option<Sock<Walked>> {
     // SAFETY: the helper returns the running task.
     let files: u64 =
         unsafe { read::typed(bpf_get_current_task_btf().cast::<u8>(), offset!(task_files)) };
@@ -100,9 +115,9 @@ pub(crate) fn from_fd(fd: i32) -> Option<Sock> {
     }
     let socket: u64 = read::kernel(file, offset!(file_private_data))?;
     let sk: u64 = read::kernel(socket, offset!(socket_sk))?;
-    let (unix, tcp) = kind(&Walked(sk))?;
+    let (unix, tcp) = kind(Walked(sk))?;
     Some(Sock {
-        sk,
+        sk: Walked(sk),
         inode: read::kernel(inode, offset!(inode_ino))?,
         unix,
         tcp,
@@ -111,7 +126,7 @@ pub(crate) fn from_fd(fd: i32) -> Option<Sock> {
 
 /// Whether a socket is a unix one and whether it speaks TCP; `None` if it is no stream socket.
 #[inline(always)]
-fn kind(sk: &impl Reader) -> Option<(bool, bool)> {
+fn kind(sk: impl Reader) -> Option<(bool, bool)> {
     if sk.field::<u16>(offset!(sock_type))? != SOCK_STREAM {
         return None;
     }
@@ -127,25 +142,26 @@ fn kind(sk: &impl Reader) -> Option<(bool, bool)> {
 
 /// The two ends of an IP socket, as its own process sees them.
 #[inline(always)]
-pub(crate) fn tuple(sk: u64) -> Option<Tuple> {
+pub(crate) fn tuple(sk: impl Reader) -> Option<Tuple> {
     let mut tuple = Tuple {
-        family: read::kernel(sk, offset!(skc_family))?,
-        local_port: read::kernel(sk, offset!(skc_num))?,
-        remote_port: u16::from_be(read::kernel(sk, offset!(skc_dport))?),
+        family: sk.field(offset!(skc_family))?,
+        local_port: sk.field(offset!(skc_num))?,
+        remote_port: u16::from_be(sk.field(offset!(skc_dport))?),
         ..Tuple::default()
     };
     if tuple.family == AF_INET {
-        let remote: [u8; 4] = read::kernel(sk, offset!(skc_daddr))?;
-        let local: [u8; 4] = read::kernel(sk, offset!(skc_rcv_saddr))?;
-        tuple.remote[..4].copy_from_slice(&remote);
-        tuple.local[..4].copy_from_slice(&local);
+        let remote: u32 = sk.field(offset!(skc_daddr))?;
+        let local: u32 = sk.field(offset!(skc_rcv_saddr))?;
+        tuple.remote[..4].copy_from_slice(&remote.to_ne_bytes());
+        tuple.local[..4].copy_from_slice(&local.to_ne_bytes());
         return Some(tuple);
     }
     if tuple.family != AF_INET6 || offset!(skc_v6_daddr) == ABSENT as usize {
         return None;
     }
-    tuple.remote = read::kernel(sk, offset!(skc_v6_daddr))?;
-    tuple.local = read::kernel(sk, offset!(skc_v6_rcv_saddr))?;
+    // Wider than a register, and so no plain load.
+    tuple.remote = read::kernel(sk.address(), offset!(skc_v6_daddr))?;
+    tuple.local = read::kernel(sk.address(), offset!(skc_v6_rcv_saddr))?;
     Some(tuple)
 }
 
@@ -157,12 +173,12 @@ pub(crate) fn tuple(sk: u64) -> Option<Tuple> {
 /// read itself.) Of the ticks between then and now, the whole ones are counted: a wait is told short by
 /// up to two.
 #[inline(always)]
-pub(crate) fn arrived(sock: &Sock, now: u64) -> u64 {
+pub(crate) fn arrived(sock: &Sock<impl Reader>, now: u64) -> u64 {
     let tick = TICK_NANOS.load();
     if !sock.tcp || tick == 0 || offset!(icsk_lrcvtime) == ABSENT as usize {
         return 0;
     }
-    let Some(then) = read::kernel::<u32>(sock.sk, offset!(icsk_lrcvtime)) else {
+    let Some(then) = read::kernel::<u32>(sock.sk.address(), offset!(icsk_lrcvtime)) else {
         return 0;
     };
     // SAFETY: the helper takes nothing and cannot fail.

@@ -22,10 +22,10 @@ use decnet_trace_common::{
 use crate::{
     emit::{self, count},
     gate::{self, Current},
-    maps::{HEADS, HeadKey, SOCK_SCRATCH, SockScratch},
+    maps::{HEADS, HEADS_MAX, Head, SOCK_SCRATCH, SockScratch},
     python,
     read::{self, mask},
-    sock::{self, Sock},
+    sock::{self, Reader, Sock},
     syscall::{self, Buffer, Call, Shape},
 };
 
@@ -35,6 +35,9 @@ const ERESTARTSYS: i32 = -512;
 
 /// What the kernel makes of `O_NONBLOCK` (include/linux/socket.h).
 const MSG_DONTWAIT: i32 = 0x40;
+
+/// Up to so many bytes are read at once, before it is known whether they are worth it.
+const SMALL: u64 = 256;
 
 /// The slots of the scratch map: programs that may interrupt each other have one each.
 #[repr(u32)]
@@ -127,7 +130,7 @@ fn is_retry(ret: i32) -> bool {
 fn operation(
     current: Current,
     target: &Target,
-    sock: &Sock,
+    sock: &Sock<impl Reader>,
     call: &Call,
     ret: i32,
     slot: Slot,
@@ -159,7 +162,10 @@ fn operation(
         capture(scratch, sock, call, moved);
     }
     if scratch.op.flags & flags::HEAD != 0 {
-        scratch.op.context = python::context(target, python::thread_state(target));
+        // A context says nothing where its descent is not followed.
+        if target.flags & target::flags::LINEAGE != 0 {
+            scratch.op.context = python::context(target, python::thread_state(target));
+        }
         // Requests name the ends of their connection; responses need not do it again.
         if !sock.unix
             && !begins_response(&scratch.op)
@@ -182,7 +188,7 @@ fn operation(
 /// Whether this is an event loop waking itself: one byte through its own unix socket pair, as
 /// asyncio's `call_soon_threadsafe` does. There is one per hand-over between threads.
 #[inline(always)]
-fn is_wake_up(sock: &Sock, call: &Call, moved: u64) -> bool {
+fn is_wake_up(sock: &Sock<impl Reader>, call: &Call, moved: u64) -> bool {
     if !sock.unix || moved != 1 {
         return false;
     }
@@ -191,7 +197,7 @@ fn is_wake_up(sock: &Sock, call: &Call, moved: u64) -> bool {
 
 /// Takes the first and last bytes that moved and, if they may belong to a head, the payload.
 #[inline(always)]
-fn capture(scratch: &mut SockScratch, sock: &Sock, call: &Call, moved: u64) {
+fn capture(scratch: &mut SockScratch, sock: &Sock<impl Reader>, call: &Call, moved: u64) {
     let Buffer { shape, at, iovecs } = call.buffer;
     let taken = match shape {
         Shape::Flat => flat(scratch, sock, call, at, moved),
@@ -214,9 +220,15 @@ fn capture(scratch: &mut SockScratch, sock: &Sock, call: &Call, moved: u64) {
     }
 }
 
-/// Bytes in one piece.
+/// Bytes in one piece. Reads of user memory are what a hook's time goes to, so there are as few as can be.
 #[inline(always)]
-fn flat(scratch: &mut SockScratch, sock: &Sock, call: &Call, at: u64, moved: u64) -> bool {
+fn flat(
+    scratch: &mut SockScratch,
+    sock: &Sock<impl Reader>,
+    call: &Call,
+    at: u64,
+    moved: u64,
+) -> bool {
     let op = &mut scratch.op;
     if moved < 8 {
         let len = mask::<7>(moved) as u32;
@@ -227,17 +239,43 @@ fn flat(scratch: &mut SockScratch, sock: &Sock, call: &Call, at: u64, moved: u64
         let word = u64::from_le_bytes(op.first);
         op.tail = (word << ((8 - moved) * 8)).to_le_bytes();
         op.tail_len = moved as u16;
-    } else {
-        let Some(first) = read::user(at) else {
-            return false;
-        };
-        let Some(tail) = read::user(at + moved - 8) else {
-            return false;
-        };
-        op.first = first;
-        op.tail = tail;
-        op.tail_len = 8;
+        if !wanted(op, sock, call, moved) {
+            return true;
+        }
+        op.payload_len = len as u16;
+        return read::user_bytes(scratch.payload.as_mut_ptr(), len, at);
     }
+    op.tail_len = 8;
+    if moved <= SMALL {
+        let len = mask::<0x1ff>(moved);
+        if !read::user_bytes(scratch.payload.as_mut_ptr(), len as u32, at) {
+            return false;
+        }
+        op.first = word(&scratch.payload, 0);
+        op.tail = word(&scratch.payload, len - 8);
+        if wanted(op, sock, call, moved) {
+            op.payload_len = len as u16;
+        }
+        return true;
+    }
+    let Some(first) = read::user(at) else {
+        return false;
+    };
+    op.first = first;
+    if moved <= PAYLOAD_MAX as u64 && may_begin_head(op.first[0], call.send) {
+        let len = mask::<0x1fff>(moved);
+        if !read::user_bytes(scratch.payload.as_mut_ptr(), len as u32, at) {
+            return false;
+        }
+        op.tail = word(&scratch.payload, len - 8);
+        op.payload_len = len as u16;
+        begins(op, sock, call);
+        return true;
+    }
+    let Some(tail) = read::user(at + moved - 8) else {
+        return false;
+    };
+    op.tail = tail;
     if !wanted(op, sock, call, moved) {
         return true;
     }
@@ -252,12 +290,20 @@ fn flat(scratch: &mut SockScratch, sock: &Sock, call: &Call, at: u64, moved: u64
     read::user_bytes(scratch.payload.as_mut_ptr(), len, at)
 }
 
+/// Eight bytes of the payload, as they stand there.
+#[inline(always)]
+fn word(payload: &[u8; 2 * PAYLOAD_MAX], at: u64) -> [u8; 8] {
+    let at = mask::<0xfff>(at) as usize;
+    // SAFETY: `at` is below the payload's limit, half of its room.
+    unsafe { payload.as_ptr().add(at).cast::<[u8; 8]>().read_unaligned() }
+}
+
 /// Bytes in several pieces: all of the first 4 KiB are gathered, for where the pieces begin is where
 /// heads begin.
 #[inline(always)]
 fn gather(
     scratch: &mut SockScratch,
-    sock: &Sock,
+    sock: &Sock<impl Reader>,
     call: &Call,
     at: u64,
     iovecs: u64,
@@ -344,35 +390,50 @@ fn tail((base, len): (u64, u64), (before, before_len): (u64, u64)) -> Option<[u8
     Some(word.to_le_bytes())
 }
 
-/// Whether the bytes may begin a head, or continue one: then they are worth their copy. Remembers
-/// sockets on which a head did not end.
+/// Whether the bytes may begin a head, or continue one: then they are worth their copy.
 #[inline(always)]
-fn wanted(op: &mut SockOp, sock: &Sock, call: &Call, moved: u64) -> bool {
-    let key = HeadKey {
-        sock: sock.inode,
-        send: u64::from(call.send),
-    };
+fn wanted(op: &mut SockOp, sock: &Sock<impl Reader>, call: &Call, moved: u64) -> bool {
     if may_begin_head(op.first[0], call.send) {
-        op.flags |= flags::HEAD;
-        if !ends_head(op) {
-            let _ = HEADS.insert(key, HEAD_BUDGET, 0);
-        }
+        begins(op, sock, call);
         return true;
     }
-    let Some(budget) = HEADS.get_ptr_mut(key) else {
+    let (key, head) = head(sock, call);
+    let Some(head) = head else {
         return false;
     };
-    // SAFETY: one thread at a time moves bytes in one direction of a socket; where two race, the
-    // budget is off by one operation.
+    // SAFETY: the entry is this socket's and direction's. One thread at a time moves bytes there; where
+    // two race, or two sockets share the entry, what is left is off by one operation.
     unsafe {
-        let left = u64::from(*budget);
-        if left == 0 {
+        let left = (*head).left;
+        if (*head).key != key || left == 0 {
             return false;
         }
-        *budget = left.saturating_sub(moved.min(PAYLOAD_MAX as u64)) as u32;
+        (*head).left = left.saturating_sub(moved.min(PAYLOAD_MAX as u64));
     }
     op.flags |= flags::CONTINUATION;
     true
+}
+
+/// Notes that the bytes may begin a head, and whether it ends with them.
+#[inline(always)]
+fn begins(op: &mut SockOp, sock: &Sock<impl Reader>, call: &Call) {
+    op.flags |= flags::HEAD;
+    let left = if ends_head(op) {
+        0
+    } else {
+        u64::from(HEAD_BUDGET)
+    };
+    if let (key, Some(head)) = head(sock, call) {
+        // SAFETY: the entry lies in the map; see `wanted` for races.
+        unsafe { head.write(Head { key, left }) };
+    }
+}
+
+/// What is remembered of heads in a direction of a socket: the key, and the entry for it.
+#[inline(always)]
+fn head(sock: &Sock<impl Reader>, call: &Call) -> (u64, Option<*mut Head>) {
+    let key = sock.inode << 1 | u64::from(call.send);
+    (key, HEADS.get_ptr_mut(key as u32 & (HEADS_MAX - 1)))
 }
 
 /// Whether a head may begin with this byte: a method or `HTTP/1.` does with a letter, and an empty line
