@@ -71,26 +71,44 @@ pub struct Collected {
     pub scope: String,
 }
 
+/// A point of a metric as the collector understood it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Point {
+    /// The metric's name.
+    pub metric: String,
+    /// Its attributes.
+    pub attributes: Attributes,
+    /// Its resource's attributes.
+    pub resource: Arc<Attributes>,
+    /// How many values it is of, or the value itself.
+    pub count: f64,
+    /// Buckets of a histogram: above, up to, how many.
+    pub buckets: Vec<(f64, f64, u64)>,
+}
+
 impl Collector {
     /// Installs rotel where the cache has none, and starts it on free ports.
     ///
     /// # Errors
     /// It cannot be installed, or does not start.
     pub fn start() -> Result<Self> {
-        let python = default_python()?;
-        let venv = Venv::ensure(&python, &["rotel"])?;
-        let libraries = libpython(&python)?;
         let mut attempt = 1;
         loop {
-            match Self::start_once(&venv, &libraries) {
+            match Self::start_at(free_port()?, free_port()?) {
                 Err(_) if attempt < ATTEMPTS => attempt += 1,
                 result => return result.context("the collector (rotel) does not start"),
             }
         }
     }
 
-    fn start_once(venv: &Venv, libraries: &Path) -> Result<Self> {
-        let (grpc, http) = (free_port()?, free_port()?);
+    /// The same, on these ports: where one listened that is gone.
+    ///
+    /// # Errors
+    /// It cannot be installed, or does not start.
+    pub fn start_at(grpc: SocketAddr, http: SocketAddr) -> Result<Self> {
+        let python = default_python()?;
+        let venv = Venv::ensure(&python, &["rotel"])?;
+        let libraries = libpython(&python)?;
         let dir = Folder::new()?;
         let mut rotel = Command::new(venv.packages().join("rotel/rotel-agent"));
         rotel
@@ -98,7 +116,8 @@ impl Collector {
             .args(["--otlp-grpc-endpoint", &grpc.to_string()])
             .args(["--otlp-http-endpoint", &http.to_string()])
             .args(["--exporter", "blackhole", "--log-format", "json"])
-            .args(["--debug-log", "traces", "--debug-log-verbosity", "detailed"])
+            .args(["--debug-log", "traces", "--debug-log", "metrics"])
+            .args(["--debug-log-verbosity", "detailed"])
             .env("LD_LIBRARY_PATH", libraries)
             .current_dir(dir.path());
         let mut process = Process::start(&mut rotel, &dir.path().join("log"))?;
@@ -121,6 +140,29 @@ impl Collector {
     /// The endpoint for OTLP over HTTP; the signals' paths (`/v1/traces`) go after it.
     pub fn http_endpoint(&self) -> String {
         format!("http://{}", self.http)
+    }
+
+    /// The addresses for gRPC and HTTP.
+    pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        (self.grpc, self.http)
+    }
+
+    /// Tells it to stop, and returns all spans and points that it received.
+    ///
+    /// # Errors
+    /// It does not stop, or its log cannot be read.
+    pub fn stop(mut self) -> Result<(Vec<Collected>, Vec<Point>)> {
+        self.process.signal(rustix::process::Signal::TERM);
+        self.process.wait(START)?;
+        Ok((self.spans()?, self.points()?))
+    }
+
+    /// All points of metrics that it received so far, in their order.
+    ///
+    /// # Errors
+    /// Its log cannot be read.
+    pub fn points(&self) -> Result<Vec<Point>> {
+        Ok(parse_points(&self.process.output()?))
     }
 
     /// All spans that it received so far, in their order.
@@ -223,7 +265,10 @@ fn parse(log: &str) -> Vec<Collected> {
                 ..Collected::default()
             });
             part = Part::Span;
-        } else if line.starts_with("SpanEvent #") || line.starts_with("SpanLink #") {
+        } else if ["SpanEvent #", "SpanLink #", "ResourceMetrics #"]
+            .iter()
+            .any(|other| line.starts_with(other))
+        {
             part = Part::Other;
         } else if let Some((name, value)) = attribute(line) {
             match (part, spans.last_mut()) {
@@ -269,6 +314,62 @@ fn parse(log: &str) -> Vec<Collected> {
         open = None;
     }
     spans
+}
+
+/// Reads the points of metrics in the debug log.
+fn parse_points(log: &str) -> Vec<Point> {
+    let mut points: Vec<Point> = Vec::new();
+    let mut resource = Arc::new(Attributes::new());
+    let mut metric = String::new();
+    let mut part = Part::Other;
+    for line in log.lines() {
+        if line.starts_with("ResourceMetrics #") {
+            resource = Arc::new(Attributes::new());
+            part = Part::Resource;
+        } else if line.starts_with("ResourceSpans #") || line.starts_with("ScopeMetrics #") {
+            part = Part::Other;
+        } else if line == "Descriptor:" {
+            part = Part::Scope;
+        } else if line.contains("DataPoints #") && !line.starts_with('{') {
+            points.push(Point {
+                metric: metric.clone(),
+                resource: Arc::clone(&resource),
+                ..Point::default()
+            });
+            part = Part::Span;
+        } else if let Some((name, value)) = attribute(line) {
+            match (part, points.last_mut()) {
+                (Part::Resource, _) => {
+                    Arc::make_mut(&mut resource).insert(name.to_owned(), value.to_owned());
+                }
+                (Part::Scope, _) if name == "Name" => value.clone_into(&mut metric),
+                (Part::Span, Some(point)) => {
+                    point.attributes.insert(name.to_owned(), value.to_owned());
+                }
+                _ => {}
+            }
+        } else if let (Part::Span, Some(point)) = (part, points.last_mut()) {
+            if let Some(bucket) = bucket(line) {
+                point.buckets.push(bucket);
+            } else if let Some((name, value)) = line.split_once(": ")
+                && matches!(name, "Count" | "Value")
+            {
+                point.count = value.parse().unwrap_or_default();
+            }
+        }
+    }
+    points
+}
+
+/// `Bucket (0.1, 0.2], Count: 3`
+fn bucket(line: &str) -> Option<(f64, f64, u64)> {
+    let (above, rest) = line.strip_prefix("Bucket (")?.split_once(", ")?;
+    let (up_to, count) = rest.split_once("], Count: ")?;
+    Some((
+        above.parse().ok()?,
+        up_to.parse().ok()?,
+        count.parse().ok()?,
+    ))
 }
 
 /// `     -> name: Type(value)`
@@ -366,6 +467,31 @@ mod tests {
         assert_eq!(spans[1].attributes["l"], "Slice(Str(a), Str(b))");
         assert_eq!(spans[1].attributes.len(), 3);
         assert_eq!(spans[2].resource["service.name"], "Str(other)");
+    }
+
+    /// Points of metrics stand between spans, and neither takes the other's attributes.
+    #[test]
+    fn points_are_read() {
+        let log = "ResourceSpans #0\nSpan #0\n    Name           : GET\n\
+            ResourceMetrics #0\nResource attributes:\n     -> service.name: Str(shop)\n\
+            ScopeMetrics #0\nMetric #0\nDescriptor:\n     -> Name: a.duration\n     -> Unit: s\n\
+            ExponentialHistogramDataPoints #0\nData point attributes:\n     -> k: Str(v)\n\
+            Count: 3\nSum: 0.5\nBucket (0.1, 0.2], Count: 3\n\
+            Metric #1\nDescriptor:\n     -> Name: b\nNumberDataPoints #0\nValue: 0.25\n";
+        let points = parse_points(log);
+        assert_eq!(points.len(), 2);
+        assert_eq!(points[0].metric, "a.duration");
+        assert_eq!(points[0].attributes["k"], "Str(v)");
+        assert_eq!(points[0].resource["service.name"], "Str(shop)");
+        assert_eq!(
+            (points[0].count, &*points[0].buckets),
+            (3.0, &[(0.1, 0.2, 3)][..])
+        );
+        assert_eq!((&*points[1].metric, points[1].count), ("b", 0.25));
+        assert_eq!(points[1].attributes, Attributes::new());
+        let spans = parse(log);
+        assert_eq!(spans.len(), 1);
+        assert_eq!(spans[0].attributes, Attributes::new());
     }
 
     /// A log that is cut off, or no log at all, is read as far as it goes.
