@@ -7,6 +7,7 @@ use xtask::{
     bench::{self, BenchArgs},
     build_ebpf::{self, Flavour},
     demo, pylayout, run, setup, test,
+    vm::{self, VmArgs},
 };
 
 /// Builds, runs and tests decnet-trace.
@@ -84,6 +85,15 @@ enum Verb {
         cargo xtask bench overhead --json new.json --compare old.json"
     )]
     Bench(#[command(flatten)] BenchArgs),
+    /// Tries the agent on other kernels, in virtual machines
+    #[command(
+        after_help = "Boots distributions' own kernels in QEMU (with KVM where there is one; without, \
+        each takes some minutes), runs the agent in them on a service that gets 100 requests, and \
+        prints what it saw. Below 5.15 it must refuse. Kernels are fetched once into \
+        ~/.cache/decnet-trace/kernels.\n\nExamples:\n  \
+        cargo xtask vm             all of them\n  cargo xtask vm 5.15 6.12"
+    )]
+    Vm(#[command(flatten)] VmArgs),
     /// Writes the table of CPython's struct layouts from the headers of all CPythons at hand
     #[command(
         after_help = "Looks in pyenv's versions, in /usr/include, and in the tree of Debian's \
@@ -118,6 +128,7 @@ fn main() -> ExitCode {
             Err(why) => Err(why),
         },
         Verb::Test { rootless } => test::run(rootless),
+        Verb::Vm(args) => vm::run(&args),
         Verb::Bench(args) => bench::run(&args).map(drop),
         Verb::Pylayout { check, debootstrap } => {
             if debootstrap {
