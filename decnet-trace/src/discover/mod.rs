@@ -14,6 +14,7 @@ mod process;
 mod procfs;
 mod redact;
 mod resource;
+mod routes;
 mod runtime;
 mod select;
 mod survey;
@@ -24,6 +25,7 @@ pub use self::{
     listen::Listen,
     process::Process,
     resource::Overrides,
+    routes::RouteReader,
     runtime::{PyVersion, Runtime},
     select::{Children, Selector, SelectorError},
     survey::{Judged, survey},

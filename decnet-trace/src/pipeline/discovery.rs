@@ -2,6 +2,7 @@
 //! and where a CPython among them keeps what the kernel side reads.
 
 use std::{
+    hash::BuildHasher as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,10 +13,12 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use decnet_trace_common::event::{Proc, ProcWhat, PyFrame, SockState, tcp_state};
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::{
-    discover::{Change, Discovery, Runtime, TracedProcess},
+    discover::{Change, Discovery, RouteReader, Runtime, TracedProcess},
     error::{Error, Result},
+    policy::template::Template,
     python::{
         Inspection, Inspector, PyProcess, PythonResolver, QueueProbes, is_worker_loop, retry_after,
     },
@@ -29,6 +32,13 @@ const FINDINGS_MAX: usize = 4096;
 
 /// The longest that the thread sleeps.
 const NAP_MAX: Duration = Duration::from_secs(1);
+
+/// How long after its start a service's source files are read again: what it serves may have been
+/// written, or mounted, a moment later than the process came up.
+const ROUTES_AGAIN: Duration = Duration::from_secs(5);
+
+/// The most services whose routes are looked after.
+const ROUTES_MAX: usize = 1024;
 
 /// What the thread found out.
 #[derive(Debug)]
@@ -45,6 +55,8 @@ pub(super) enum Finding {
     Queues(u32, QueueProbes),
     /// Whether the function with this code object is a loop that does one thing after the other.
     Caller { tgid: u32, code: u64, is_loop: bool },
+    /// The routes that a service declares.
+    Routes(Box<str>, Vec<Template>),
 }
 
 /// Something happened to a process.
@@ -70,14 +82,15 @@ impl DiscoveryThread {
     /// Starts the thread. It ends when this is dropped.
     ///
     /// `first` has been applied already; of these processes, the interpreters remain to be looked at.
-    pub(super) fn start(discovery: Discovery, first: Vec<Change>) -> Result<Self> {
+    /// `routes`: read what services declare.
+    pub(super) fn start(discovery: Discovery, first: Vec<Change>, routes: bool) -> Result<Self> {
         let (notices, inbox) = bounded(NOTICES_MAX);
         let (outbox, findings) = bounded(FINDINGS_MAX);
         let overflowed = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&overflowed);
         thread::Builder::new()
             .name("discover".into())
-            .spawn(move || work(discovery, &inbox, &outbox, &flag, first))
+            .spawn(move || work(discovery, &inbox, &outbox, &flag, first, routes))
             .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
         Ok(Self {
             notices,
@@ -143,17 +156,68 @@ struct Looks {
     resolver: PythonResolver,
     /// Processes whose interpreter is still starting: when to look again, and how often that was done.
     waiting: Vec<(Instant, u32, u32)>,
+    routes: Routes,
+}
+
+/// Reads the routes of services.
+#[derive(Default)]
+struct Routes {
+    reader: RouteReader,
+    /// Whether they are wanted.
+    wanted: bool,
+    /// What to read: the newest process of each service and command line, and when.
+    due: FxHashMap<u64, (Instant, Arc<TracedProcess>)>,
+}
+
+impl Routes {
+    /// Reads those of a new process, now if it is the first of its kind, and once more later.
+    fn on_trace(&mut self, traced: &Arc<TracedProcess>, out: &mut Vec<Finding>) {
+        if !self.wanted || !traced.process.runtime.is_python() {
+            return;
+        }
+        let kind = (&traced.resource.service_name, &traced.process.arguments);
+        let kind = FxBuildHasher.hash_one(kind);
+        // Of workers that start together, one is enough.
+        let is_first = !self.due.contains_key(&kind);
+        if is_first && self.due.len() >= ROUTES_MAX {
+            return;
+        }
+        let again = Instant::now() + ROUTES_AGAIN;
+        self.due.insert(kind, (again, Arc::clone(traced)));
+        if is_first {
+            self.read(traced, out);
+        }
+    }
+
+    fn tick(&mut self, now: Instant, out: &mut Vec<Finding>) {
+        let due: Vec<_> = self.due.extract_if(|_, (due, _)| *due <= now).collect();
+        for (_, (_, traced)) in due {
+            self.read(&traced, out);
+        }
+    }
+
+    fn read(&mut self, traced: &TracedProcess, out: &mut Vec<Finding>) {
+        if let Some(templates) = self.reader.read(traced) {
+            let service = traced.resource.service_name.as_str().into();
+            out.push(Finding::Routes(service, templates));
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.due.values().map(|(due, _)| *due).min()
+    }
 }
 
 impl Looks {
     /// Follows what became of a process.
     fn on_change(&mut self, change: &Change, out: &mut Vec<Finding>) {
         match change {
-            Change::Trace(process) => {
-                let TracedProcess { process, .. } = process.as_ref();
+            Change::Trace(traced) => {
+                let TracedProcess { process, .. } = traced.as_ref();
                 if matches!(process.runtime, Runtime::CPython { .. }) {
                     self.look(process.pid, 0, out);
                 }
+                self.routes.on_trace(traced, out);
             }
             Change::Untrace(pid, _) => {
                 self.waiting.retain(|(_, waiting, _)| waiting != pid);
@@ -181,10 +245,12 @@ impl Looks {
         for (_, pid, attempt) in due {
             self.look(pid, attempt, out);
         }
+        self.routes.tick(now, out);
     }
 
     fn next_due(&self) -> Option<Instant> {
-        self.waiting.iter().map(|(due, _, _)| *due).min()
+        let waiting = self.waiting.iter().map(|(due, _, _)| *due);
+        waiting.chain(self.routes.next_due()).min()
     }
 
     fn look(&mut self, pid: u32, attempt: u32, out: &mut Vec<Finding>) {
@@ -214,8 +280,10 @@ fn work(
     findings: &Sender<Finding>,
     overflowed: &AtomicBool,
     first: Vec<Change>,
+    routes: bool,
 ) {
     let mut looks = Looks::default();
+    looks.routes.wanted = routes;
     let mut found = Vec::new();
     for change in first {
         looks.on_change(&change, &mut found);

@@ -211,7 +211,11 @@ impl Worker {
 
     /// Starts to look for targets.
     pub(super) fn discover(&mut self, discovery: Discovery, first: Vec<Change>) -> Result<()> {
-        self.discovery = Some(DiscoveryThread::start(discovery, first)?);
+        self.discovery = Some(DiscoveryThread::start(
+            discovery,
+            first,
+            self.purposes & flags::SOCKETS != 0,
+        )?);
         Ok(())
     }
 
@@ -281,6 +285,10 @@ impl Worker {
                     self.sample_natively(tgid, Python::Unsupported(why));
                 }
                 Finding::NotPython(tgid) => self.sample_natively(tgid, Python::Absent),
+                Finding::Routes(service, templates) => {
+                    info!("{service} declares {} routes", templates.len());
+                    self.policy.learn(&service, templates);
+                }
             }
         }
     }

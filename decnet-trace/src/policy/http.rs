@@ -7,6 +7,7 @@ use super::{
     Link, PolicyConfig,
     redact::{self, TEXT_MAX, cut},
     route::Route,
+    rules::Place,
     segment::{MASK, mask_addresses},
     target::{Target, host_and_port},
 };
@@ -154,9 +155,10 @@ impl<'a> Facts<'a> {
         self.network(&mut out);
         if let Some(agent) = &exchange.user_agent {
             let agent = cut(agent, USER_AGENT_MAX);
+            let ruled = self.config.rules.apply(Place::UserAgent, agent);
             let shown = match self.config.redact {
-                true => mask_addresses(agent),
-                false => Cow::Borrowed(agent),
+                true => mask_addresses(&ruled),
+                false => Cow::Borrowed(&*ruled),
             };
             out.text("user_agent.original", shown.into_owned());
         }
@@ -194,7 +196,10 @@ impl<'a> Facts<'a> {
             (None, _) => {}
         }
         if let Ends::Ip { remote, .. } = &self.exchange.ends {
-            out.text("client.address", remote.ip().to_canonical().to_string());
+            out.text(
+                "client.address",
+                self.config.client_address.shown(remote.ip()),
+            );
         }
     }
 
@@ -237,7 +242,17 @@ impl<'a> Facts<'a> {
                         false => "ipv6",
                     },
                 );
-                out.address("network.peer.address", "network.peer.port", remote);
+                match self.exchange.role {
+                    // The client's address again.
+                    Role::Server => {
+                        let shown = self.config.client_address.shown(remote.ip());
+                        out.text("network.peer.address", shown);
+                        out.int("network.peer.port", u64::from(remote.port()));
+                    }
+                    Role::Client => {
+                        out.address("network.peer.address", "network.peer.port", remote)
+                    }
+                }
                 out.address("network.local.address", "network.local.port", local);
             }
             Ends::Unix => out.text("network.transport", "unix"),
@@ -277,17 +292,41 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// A path as routes are folded from it.
+    pub(super) fn foldable<'p>(&self, path: &'p str) -> Cow<'p, str> {
+        self.config.rules.apply(Place::Path, path)
+    }
+
     fn shown_path(&self) -> Cow<'a, str> {
+        let path = match self.config.rules.apply(Place::Path, self.target.path) {
+            Cow::Borrowed(path) => path,
+            Cow::Owned(ruled) => {
+                return Cow::Owned(match self.config.redact {
+                    true => redact::path(&ruled).into_owned(),
+                    false => cut(&ruled, TEXT_MAX).to_owned(),
+                });
+            }
+        };
         match self.config.redact {
-            true => redact::path(self.target.path),
-            false => Cow::Borrowed(cut(self.target.path, TEXT_MAX)),
+            true => redact::path(path),
+            false => Cow::Borrowed(cut(path, TEXT_MAX)),
         }
     }
 
     fn shown_query(&self) -> Option<Cow<'a, str>> {
         let query = self.target.query.filter(|query| !query.is_empty())?;
+        let allowed = &self.config.query_allow;
+        let query = match self.config.rules.apply(Place::Query, query) {
+            Cow::Borrowed(query) => query,
+            Cow::Owned(ruled) => {
+                return Some(Cow::Owned(match self.config.redact {
+                    true => redact::query(&ruled, allowed).into_owned(),
+                    false => cut(&ruled, TEXT_MAX).to_owned(),
+                }));
+            }
+        };
         Some(match self.config.redact {
-            true => redact::query(query, &self.config.query_allow),
+            true => redact::query(query, allowed),
             false => Cow::Borrowed(cut(query, TEXT_MAX)),
         })
     }

@@ -2,7 +2,8 @@
 //!
 //! * [`http`]: the attributes, as OpenTelemetry's conventions for HTTP have them.
 //! * [`route`]: paths of low cardinality.
-//! * [`redact`]: what is masked.
+//! * [`template`]: routes as services declare them.
+//! * [`redact`]: what is masked, and [`rules`]: what the configuration adds.
 //! * [`statement`]: the attributes of database statements.
 //! * [`trace_context`]: the caller's `traceparent` and `tracestate`.
 //! * [`clock`]: from the kernel's time to the wall clock's.
@@ -18,17 +19,24 @@ use crate::{
     telemetry::{Count, Counters},
 };
 
+mod client;
 pub mod clock;
 pub mod http;
 pub mod redact;
 pub mod route;
+pub mod rules;
 mod segment;
 pub mod statement;
 mod target;
+pub mod template;
 pub mod trace_context;
 
+pub use client::ClientAddress;
 pub use clock::ClockOffset;
+pub use route::Pattern;
 use route::{Route, Routes};
+pub use rules::Rules;
+use template::Template;
 use trace_context::{TraceParent, trace_state};
 
 /// What the policy does.
@@ -38,8 +46,14 @@ pub struct PolicyConfig {
     pub redact: bool,
     /// The names of query parameters whose values are kept all the same.
     pub query_allow: Vec<Box<str>>,
+    /// What is masked beside what looks like a secret, even where `redact` is off.
+    pub rules: Rules,
+    /// How much of a client's address is told.
+    pub client_address: ClientAddress,
     /// The most routes that a service has; later ones share one name.
     pub routes_max: usize,
+    /// Routes that win over learned ones.
+    pub patterns: Vec<Pattern>,
 }
 
 impl Default for PolicyConfig {
@@ -47,7 +61,10 @@ impl Default for PolicyConfig {
         Self {
             redact: true,
             query_allow: Vec::new(),
+            rules: Rules::default(),
+            client_address: ClientAddress::default(),
             routes_max: 500,
+            patterns: Vec::new(),
         }
     }
 }
@@ -102,8 +119,10 @@ impl Policy {
     pub fn new(config: PolicyConfig, counters: Arc<Counters>) -> Result<Self, getrandom::Error> {
         let mut seeds = [0; 16];
         getrandom::fill(&mut seeds)?;
+        let mut served = Routes::new(config.routes_max);
+        served.configure(config.patterns.clone());
         Ok(Self {
-            served: Routes::new(config.routes_max),
+            served,
             called: Routes::new(config.routes_max),
             ids: Ids::new(u128::from_ne_bytes(seeds)),
             config,
@@ -111,9 +130,15 @@ impl Policy {
         })
     }
 
+    /// Goes by another configuration from now on. What was learned, and the bound of routes, stay.
+    pub fn reconfigure(&mut self, config: PolicyConfig) {
+        self.served.configure(config.patterns.clone());
+        self.config = config;
+    }
+
     /// Takes the templates of the routes that a service answers; they come before what paths look
     /// like. See [`Routes::learn`].
-    pub fn learn<'a>(&mut self, service: &str, templates: impl Iterator<Item = &'a str>) {
+    pub fn learn(&mut self, service: &str, templates: impl IntoIterator<Item = Template>) {
         self.served.learn(service, templates);
     }
 
@@ -283,7 +308,13 @@ fn route<'a>(
     let missing = exchange.status == Some(404);
     match facts.path() {
         "" => Route::Unknown,
-        path => routes.find(&resource.service_name, path, missing),
+        path => routes.find(
+            &resource.service_name,
+            &exchange.method,
+            path,
+            &facts.foldable(path),
+            missing,
+        ),
     }
 }
 

@@ -1,13 +1,17 @@
 //! Routes: paths of low cardinality.
 //!
-//! A path's route is known in one of two ways. A template learned elsewhere (from the framework's own
-//! table of routes) is true and comes first; [`Routes::learn`] takes it. Without one, the path is
-//! folded: segments that look like ids give way to placeholders. Either way a service has a bounded
-//! number of routes, and what comes after shares one name.
+//! A path's route is known in one of three ways. A pattern of the configuration comes first. Then a
+//! template learned from the service (what its framework was told): [`Routes::learn`] takes it. Without
+//! either, the path is folded: segments that look like ids give way to placeholders. Folded or not, a
+//! service has a bounded number of routes, and what comes after shares one name.
 
+use globset::GlobMatcher;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::segment::{Secret, Shape, is_hash, parts, shape};
+use super::{
+    segment::{Secret, Shape, is_hash, parts, shape},
+    template::{Template, decoded},
+};
 
 /// The name of all routes beyond a service's bound.
 pub const OVERFLOW: &str = "{overflow}";
@@ -30,6 +34,8 @@ const TEMPLATES_MAX: usize = 4096;
 /// How a route was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route<'a> {
+    /// A pattern of the configuration.
+    Configured(&'a str),
     /// A template of the service's own.
     Learned(&'a str),
     /// Folded from the path.
@@ -44,7 +50,7 @@ impl<'a> Route<'a> {
     /// The name, where there is one.
     pub fn name(self) -> Option<&'a str> {
         match self {
-            Self::Learned(name) | Self::Folded(name) => Some(name),
+            Self::Configured(name) | Self::Learned(name) | Self::Folded(name) => Some(name),
             Self::Overflow => Some(OVERFLOW),
             Self::Unknown => None,
         }
@@ -53,6 +59,7 @@ impl<'a> Route<'a> {
     /// The value of `decnet.route.source`.
     pub fn source(self) -> Option<&'static str> {
         match self {
+            Self::Configured(_) => Some("configured"),
             Self::Learned(_) => Some("learned"),
             Self::Folded(_) => Some("folded"),
             Self::Overflow => Some("overflow"),
@@ -61,10 +68,20 @@ impl<'a> Route<'a> {
     }
 }
 
+/// Patterns of the configuration, and the services they are for.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    /// The services; all without one.
+    pub service: Option<GlobMatcher>,
+    /// The templates, in the order in which they are tried.
+    pub templates: Vec<Template>,
+}
+
 /// The routes of all services.
 #[derive(Debug)]
 pub struct Routes {
     max: usize,
+    patterns: Vec<Pattern>,
     services: FxHashMap<Box<str>, Service>,
     others: Service,
     scratch: String,
@@ -77,40 +94,72 @@ struct Service {
 }
 
 impl Routes {
-    /// Routes of which no service has more than `max`, learned ones not counted.
+    /// Routes of which no service has more than `max`, configured and learned ones not counted.
     pub fn new(max: usize) -> Self {
         Self {
             max,
+            patterns: Vec::new(),
             services: FxHashMap::default(),
             others: Service::default(),
             scratch: String::new(),
         }
     }
 
+    /// Takes the configuration's patterns, in place of those before.
+    pub fn configure(&mut self, patterns: Vec<Pattern>) {
+        self.patterns = patterns;
+    }
+
     /// Takes a service's own templates, in the order in which the service tries them, in place of
-    /// those before: `/users/{user_id}`, `/files/{path:path}`. Templates beyond a bound are left out.
-    pub fn learn<'a>(&mut self, service: &str, templates: impl Iterator<Item = &'a str>) {
-        let learned = templates.take(TEMPLATES_MAX).map(Template::new).collect();
+    /// those before. Templates beyond a bound are left out.
+    pub fn learn(&mut self, service: &str, templates: impl IntoIterator<Item = Template>) {
+        let learned = templates.into_iter().take(TEMPLATES_MAX).collect();
         service_of(&mut self.services, &mut self.others, service).learned = learned;
     }
 
-    /// The route of a path. `missing`: the service answered that there is no such path; then only a
+    /// The route of a path; `foldable` is the path without what rules mask. `missing`: the service answered that there is no such path; then only a
     /// route that other requests showed is taken, so that a scan leaves no routes behind.
-    pub fn find(&mut self, service: &str, path: &str, missing: bool) -> Route<'_> {
-        let service = service_of(&mut self.services, &mut self.others, service);
-        if let Some(template) = service.learned.iter().find(|t| t.matches(path)) {
-            return Route::Learned(&template.text);
+    pub fn find(
+        &mut self,
+        service: &str,
+        method: &str,
+        path: &str,
+        foldable: &str,
+        missing: bool,
+    ) -> Route<'_> {
+        let of_service = service_of(&mut self.services, &mut self.others, service);
+        if !self.patterns.is_empty() || !of_service.learned.is_empty() {
+            let path = decoded(path);
+            let configured = self
+                .patterns
+                .iter()
+                .filter(|p| p.service.as_ref().is_none_or(|glob| glob.is_match(service)))
+                .flat_map(|p| &p.templates)
+                .find(|template| template.matches(&path));
+            if let Some(template) = configured {
+                return Route::Configured(template.text());
+            }
+            // Frameworks go on where the path fits but the method does not, and come back to the first
+            // such route in the end.
+            let mut fits = of_service.learned.iter().filter(|t| t.matches(&path));
+            if let Some(first) = fits.next() {
+                let exact = [first]
+                    .into_iter()
+                    .chain(fits)
+                    .find(|t| t.methods().contain(method));
+                return Route::Learned(exact.unwrap_or(first).text());
+            }
         }
         self.scratch.clear();
-        fold(path, &mut self.scratch);
-        if !service.folded.contains(self.scratch.as_str()) {
+        fold(foldable, &mut self.scratch);
+        if !of_service.folded.contains(self.scratch.as_str()) {
             if missing {
                 return Route::Unknown;
             }
-            if service.folded.len() >= self.max {
+            if of_service.folded.len() >= self.max {
                 return Route::Overflow;
             }
-            service.folded.insert(self.scratch.as_str().into());
+            of_service.folded.insert(self.scratch.as_str().into());
         }
         Route::Folded(&self.scratch)
     }
@@ -128,84 +177,6 @@ fn service_of<'a>(
         services.insert(name.into(), Service::default());
     }
     services.get_mut(name).unwrap_or(others)
-}
-
-/// A template as Starlette and its kin write them: segments, `{name}` for one segment, `{name:path}`
-/// for all that follow.
-#[derive(Debug)]
-struct Template {
-    text: Box<str>,
-    segments: Box<[Part]>,
-}
-
-#[derive(Debug, PartialEq)]
-enum Part {
-    /// This text and no other.
-    Literal(Box<str>),
-    /// Any text, between this and that.
-    Parameter { before: Box<str>, after: Box<str> },
-    /// Anything, slashes too, behind this.
-    Rest { before: Box<str> },
-}
-
-impl Template {
-    fn new(text: &str) -> Self {
-        let mut segments = Vec::new();
-        for segment in text.split('/') {
-            let part = match (segment.split_once('{'), segment.rsplit_once('}')) {
-                (Some((before, rest)), Some((_, after))) => {
-                    if rest
-                        .split_once('}')
-                        .is_some_and(|(p, _)| p.ends_with(":path"))
-                    {
-                        let before = before.into();
-                        segments.push(Part::Rest { before });
-                        break;
-                    }
-                    Part::Parameter {
-                        before: before.into(),
-                        after: after.into(),
-                    }
-                }
-                _ => Part::Literal(segment.into()),
-            };
-            segments.push(part);
-        }
-        Self {
-            text: text.into(),
-            segments: segments.into(),
-        }
-    }
-
-    fn matches(&self, path: &str) -> bool {
-        let mut rest = Some(path);
-        for part in &self.segments {
-            let Some(text) = rest else {
-                return false;
-            };
-            if let Part::Rest { before } = part {
-                return text.starts_with(&**before);
-            }
-            let (segment, after) = match text.split_once('/') {
-                Some((segment, after)) => (segment, Some(after)),
-                None => (text, None),
-            };
-            let fits = match part {
-                Part::Literal(literal) => **literal == *segment,
-                Part::Parameter { before, after } => {
-                    segment.len() > before.len() + after.len()
-                        && segment.starts_with(&**before)
-                        && segment.ends_with(&**after)
-                }
-                Part::Rest { .. } => true,
-            };
-            if !fits {
-                return false;
-            }
-            rest = after;
-        }
-        rest.is_none()
-    }
 }
 
 /// Folds a path: what looks like an id gives way to a placeholder. A folded path folds to itself.
@@ -301,6 +272,12 @@ mod tests {
         out
     }
 
+    impl Routes {
+        fn get(&mut self, service: &str, path: &str, missing: bool) -> Route<'_> {
+            self.find(service, "GET", path, path, missing)
+        }
+    }
+
     /// Ids fold to placeholders, names stay.
     #[test]
     fn folds_paths() {
@@ -360,7 +337,7 @@ mod tests {
             "/v{version}/x.json",
             "/",
         ];
-        routes.learn("svc", templates.into_iter());
+        routes.learn("svc", templates.into_iter().filter_map(Template::new));
         for (path, want) in [
             ("/users/me", Route::Learned("/users/me")),
             ("/users/you", Route::Learned("/users/{user_id}")),
@@ -372,38 +349,82 @@ mod tests {
             ("/users/42/x", Route::Folded("/users/{id}/x")),
             ("/users", Route::Folded("/users")),
         ] {
-            assert_eq!(routes.find("svc", path, false), want, "{path}");
+            assert_eq!(routes.get("svc", path, false), want, "{path}");
         }
         // Another service has its own.
-        let other = routes.find("other", "/users/you", false);
+        let other = routes.get("other", "/users/you", false);
         assert_eq!(other, Route::Folded("/users/you"));
+    }
+
+    /// The configuration's patterns win over what was learned, for the services they are for.
+    #[test]
+    fn configured_patterns_win() {
+        let mut routes = Routes::new(10);
+        routes.learn("shop-eu", Template::new("/users/{id}"));
+        routes.configure(vec![Pattern {
+            service: globset::Glob::new("shop-*")
+                .ok()
+                .map(|glob| glob.compile_matcher()),
+            templates: Template::new("/users/{anything:path}")
+                .into_iter()
+                .collect(),
+        }]);
+        let found = routes.get("shop-eu", "/users/7", false);
+        assert_eq!(found, Route::Configured("/users/{anything:path}"));
+        let other = routes.get("blog", "/users/7", false);
+        assert_eq!(other, Route::Folded("/users/{id}"));
+    }
+
+    /// Where two routes fit a path, the one that answers the method is taken, else the first.
+    #[test]
+    fn methods_tell_routes_apart() {
+        use crate::policy::template::{Builder, Methods};
+        let template = |text: &str, method: &str| {
+            let mut builder = Builder::default();
+            builder.braces(text);
+            builder.build(Methods::default().with(method))
+        };
+        let mut routes = Routes::new(10);
+        let declared = [
+            template("/items/{id}", "GET"),
+            template("/items/new", "POST"),
+        ];
+        routes.learn("s", declared.into_iter().flatten());
+        for (method, want) in [
+            ("GET", "/items/{id}"),
+            ("POST", "/items/new"),
+            ("PUT", "/items/{id}"),
+        ] {
+            let found = routes.find("s", method, "/items/new", "/items/new", false);
+            assert_eq!(found, Route::Learned(want), "{method}");
+        }
     }
 
     /// Beyond its bound a service's new routes share one name, and the ones before keep theirs.
     #[test]
     fn routes_are_bounded() {
         let mut routes = Routes::new(2);
-        assert_eq!(routes.find("s", "/a", false), Route::Folded("/a"));
-        assert_eq!(routes.find("s", "/b/1", false), Route::Folded("/b/{id}"));
-        assert_eq!(routes.find("s", "/c", false), Route::Overflow);
-        assert_eq!(routes.find("s", "/b/2", false), Route::Folded("/b/{id}"));
-        assert_eq!(routes.find("t", "/c", false), Route::Folded("/c"));
+        assert_eq!(routes.get("s", "/a", false), Route::Folded("/a"));
+        assert_eq!(routes.get("s", "/b/1", false), Route::Folded("/b/{id}"));
+        assert_eq!(routes.get("s", "/c", false), Route::Overflow);
+        assert_eq!(routes.get("s", "/b/2", false), Route::Folded("/b/{id}"));
+        assert_eq!(routes.get("t", "/c", false), Route::Folded("/c"));
     }
 
     /// Paths that the service does not have make no routes; items that it does not have keep theirs.
     #[test]
     fn a_scan_leaves_no_routes() {
         let mut routes = Routes::new(10);
-        assert_eq!(routes.find("s", "/wp-login.php", true), Route::Unknown);
+        assert_eq!(routes.get("s", "/wp-login.php", true), Route::Unknown);
         assert_eq!(
-            routes.find("s", "/items/1", false),
+            routes.get("s", "/items/1", false),
             Route::Folded("/items/{id}")
         );
         assert_eq!(
-            routes.find("s", "/items/2", true),
+            routes.get("s", "/items/2", true),
             Route::Folded("/items/{id}")
         );
-        assert_eq!(routes.find("s", "/wp-login.php", true), Route::Unknown);
+        assert_eq!(routes.get("s", "/wp-login.php", true), Route::Unknown);
     }
 
     proptest! {
@@ -423,7 +444,7 @@ mod tests {
                 let path = format!("/a/{number}/b/{}", uuid_of(uuid));
                 let card = matches!(shape(&number.to_string()), Shape::Secret(_));
                 prop_assume!(!card);
-                prop_assert_eq!(routes.find("s", &path, false), Route::Folded("/a/{id}/b/{uuid}"));
+                prop_assert_eq!(routes.get("s", &path, false), Route::Folded("/a/{id}/b/{uuid}"));
             }
         }
 
@@ -433,7 +454,7 @@ mod tests {
             let mut routes = Routes::new(5);
             let names: FxHashSet<String> = paths
                 .iter()
-                .filter_map(|p| routes.find("s", p, false).name().map(str::to_owned))
+                .filter_map(|p| routes.get("s", p, false).name().map(str::to_owned))
                 .collect();
             prop_assert!(names.len() <= 6);
         }
