@@ -3,6 +3,7 @@
 //! The modules in the order of the data; see docs/architecture.md.
 
 pub mod cli;
+pub mod config;
 pub mod pipeline;
 
 pub mod bpf;

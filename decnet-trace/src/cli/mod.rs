@@ -3,10 +3,12 @@
 mod alive;
 mod child;
 mod completions;
+mod config;
 mod doctor;
 mod dump;
 mod ps;
 mod record;
+mod redact;
 mod report;
 mod run;
 mod sampling;
@@ -44,6 +46,8 @@ enum Verb {
     Dump(dump::DumpArgs),
     Ps(ps::PsArgs),
     Doctor(doctor::DoctorArgs),
+    Config(config::ConfigArgs),
+    Redact(redact::RedactArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
@@ -62,6 +66,8 @@ impl Cli {
             Verb::Dump(args) => dump::run(&args),
             Verb::Ps(args) => ps::run(&args),
             Verb::Doctor(args) => doctor::run(&args),
+            Verb::Config(args) => config::run(&args),
+            Verb::Redact(args) => redact::run(&args),
             Verb::Completions(args) => completions::completions(&args),
             Verb::Man(args) => completions::man(&args),
         }

@@ -9,27 +9,25 @@ use std::{
 };
 
 use clap::Args;
+use toml::Value;
+use tracing::{info, warn};
 
-use super::wait::Stop;
+use super::wait::{Hangup, Stop};
 use crate::{
     bpf::load::LoadOptions,
+    config::{Flag, Loaded, Loader, Settings},
     discover::Selector,
     error::{Error, Exit, Result},
-    export::{
-        ExportConfig, PrometheusConfig, SummaryConfig,
-        otlp::{Headers, OtlpConfig, Protocol},
-        prometheus::Token,
-    },
+    export::{ExportConfig, SummaryConfig},
     metrics::MetricsConfig,
     pipeline::{Config, Lineage, Outcome, Pipeline},
-    policy::PolicyConfig,
     profile::{
         self,
         formats::{self, Format},
         label::Style,
         output::check_writable,
     },
-    sampling::{self, Sampler, SamplingConfig, Slow},
+    sampling,
     telemetry::{events, log},
 };
 
@@ -52,41 +50,24 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     targets: TargetArgs,
 
-    /// Send spans to this OTLP endpoint.
-    #[arg(
-        long,
-        value_name = "URL",
-        env = opentelemetry_otlp::OTEL_EXPORTER_OTLP_ENDPOINT,
-        help_heading = "Output"
-    )]
+    /// Read the configuration from this file [default: /etc/decnet-trace/config.toml, if it is there].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Send spans to this OTLP endpoint [env: OTEL_EXPORTER_OTLP_ENDPOINT].
+    #[arg(long, value_name = "URL", help_heading = "Output")]
     otlp_endpoint: Option<String>,
 
     /// Speak this protocol to it: grpc or http/protobuf [default: grpc].
-    #[arg(
-        long,
-        value_name = "PROTOCOL",
-        env = opentelemetry_otlp::OTEL_EXPORTER_OTLP_PROTOCOL,
-        help_heading = "Output"
-    )]
-    otlp_protocol: Option<Protocol>,
+    #[arg(long, value_name = "PROTOCOL", help_heading = "Output")]
+    otlp_protocol: Option<String>,
 
     /// Send these headers to it: name=value,name=value.
-    #[arg(
-        long,
-        value_name = "HEADERS",
-        env = opentelemetry_otlp::OTEL_EXPORTER_OTLP_HEADERS,
-        hide_env_values = true,
-        help_heading = "Output"
-    )]
-    otlp_headers: Option<Headers>,
+    #[arg(long, value_name = "HEADERS", help_heading = "Output")]
+    otlp_headers: Option<String>,
 
     /// Check its certificate against those in this file (PEM).
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "OTEL_EXPORTER_OTLP_CERTIFICATE",
-        help_heading = "Output"
-    )]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     otlp_certificate: Option<PathBuf>,
 
     /// Append spans to this file: OTLP/JSON, a line per batch.
@@ -114,9 +95,9 @@ pub(super) struct RunArgs {
     #[arg(long, help_heading = "Output")]
     summary: bool,
 
-    /// CPU samples per second and CPU; 0 turns profiling off.
-    #[arg(long, value_name = "HZ", default_value_t = 19, value_parser = clap::value_parser!(u32).range(0..=i64::from(RATE_MAX)))]
-    rate: u32,
+    /// CPU samples per second and CPU; 0 turns profiling off [default: 19].
+    #[arg(long, value_name = "HZ", value_parser = clap::value_parser!(u32).range(0..=i64::from(RATE_MAX)))]
+    rate: Option<u32>,
 
     /// Stop after so many seconds.
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
@@ -142,6 +123,114 @@ pub(super) struct RunArgs {
 }
 
 impl RunArgs {
+    /// The flags that stand for keys of the configuration.
+    fn flags(&self) -> Vec<Flag> {
+        let text = |text: &String| Value::String(text.clone());
+        let path = |path: &PathBuf| Value::String(path.to_string_lossy().into_owned());
+        let some = |values: Vec<Value>| (!values.is_empty()).then_some(Value::Array(values));
+        let ports = self
+            .targets
+            .port
+            .iter()
+            .map(|port| Value::Integer((*port).into()));
+        [
+            (
+                "targets.names",
+                "--name",
+                some(self.targets.name.iter().map(text).collect()),
+            ),
+            ("targets.ports", "--port", some(ports.collect())),
+            (
+                "otlp.endpoint",
+                "--otlp-endpoint",
+                self.otlp_endpoint.as_ref().map(text),
+            ),
+            (
+                "otlp.protocol",
+                "--otlp-protocol",
+                self.otlp_protocol.as_ref().map(text),
+            ),
+            (
+                "otlp.headers",
+                "--otlp-headers",
+                self.otlp_headers.as_ref().map(text),
+            ),
+            (
+                "otlp.certificate",
+                "--otlp-certificate",
+                self.otlp_certificate.as_ref().map(path),
+            ),
+            (
+                "files.spans",
+                "--spans-file",
+                self.spans_file.as_ref().map(path),
+            ),
+            (
+                "profile.out",
+                "--profile-out",
+                self.profile_out.as_ref().map(path),
+            ),
+            (
+                "metrics.listen",
+                "--metrics-listen",
+                self.metrics_listen.map(|at| Value::String(at.to_string())),
+            ),
+            (
+                "metrics.token_file",
+                "--metrics-token-file",
+                self.metrics_token_file.as_ref().map(path),
+            ),
+            (
+                "sampling.sampler",
+                "--sampler",
+                self.sampling.sampler.as_ref().map(text),
+            ),
+            (
+                "sampling.sampler_arg",
+                "--sampler-arg",
+                self.sampling.sampler_arg.as_ref().map(text),
+            ),
+            (
+                "sampling.sample",
+                "--sample",
+                self.sampling.sample.map(Value::Float),
+            ),
+            (
+                "sampling.traces_per_second",
+                "--traces-per-second",
+                self.sampling.traces_per_second.map(Value::Float),
+            ),
+            (
+                "sampling.keep_slow",
+                "--keep-slow",
+                self.sampling.keep_slow.as_ref().map(text),
+            ),
+            (
+                "profile.rate",
+                "--rate",
+                self.rate.map(|rate| Value::Integer(rate.into())),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(key, flag, value)| {
+            Some(Flag {
+                key,
+                flag,
+                value: value?,
+            })
+        })
+        .collect()
+    }
+
+    /// The processes that are named by their pids; they have no key in the configuration, and where
+    /// they are given, its targets do not count.
+    fn selector(&self, settings: &Settings) -> Result<Selector> {
+        match self.targets.pid.is_empty() {
+            true => settings.selector(&[]),
+            false => self.targets.selector(),
+        }
+    }
+
     const fn lineage(&self) -> Lineage {
         match (self.no_lineage, self.no_context_ends) {
             (true, _) => Lineage::Off,
@@ -182,22 +271,13 @@ impl TargetArgs {
 #[derive(Args, Debug)]
 pub(super) struct SamplingArgs {
     /// Keep traces as this sampler of OpenTelemetry's says: always_on, always_off or traceidratio, with
-    /// parentbased_ in front to follow the caller's decision [default: parentbased_always_on].
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "OTEL_TRACES_SAMPLER",
-        help_heading = "Sampling"
-    )]
+    /// parentbased_ in front to follow the caller's decision [default: parentbased_always_on] [env:
+    /// OTEL_TRACES_SAMPLER].
+    #[arg(long, value_name = "NAME", help_heading = "Sampling")]
     sampler: Option<String>,
 
-    /// The sampler's ratio, from 0 to 1.
-    #[arg(
-        long,
-        value_name = "RATIO",
-        env = "OTEL_TRACES_SAMPLER_ARG",
-        help_heading = "Sampling"
-    )]
+    /// The sampler's ratio, from 0 to 1 [env: OTEL_TRACES_SAMPLER_ARG].
+    #[arg(long, value_name = "RATIO", help_heading = "Sampling")]
     sampler_arg: Option<String>,
 
     /// Of traces without an error, keep this share, from 0 to 1.
@@ -210,21 +290,8 @@ pub(super) struct SamplingArgs {
 
     /// Whatever the two above say, keep requests that take longer than so many milliseconds; p99: longer
     /// than 99 of 100 of the same route.
-    #[arg(long, value_name = "MS|p99", help_heading = "Sampling", value_parser = slow)]
-    keep_slow: Option<Slow>,
-}
-
-impl SamplingArgs {
-    fn config(&self) -> Result<SamplingConfig> {
-        let mut config = SamplingConfig::default();
-        if let Some(name) = self.sampler.as_deref().filter(|name| !name.is_empty()) {
-            config.sampler = Sampler::parse(name, self.sampler_arg.as_deref())?;
-        }
-        config.ratio = self.sample.unwrap_or(config.ratio);
-        config.traces_per_second = self.traces_per_second;
-        config.keep_slow = self.keep_slow;
-        Ok(config)
-    }
+    #[arg(long, value_name = "MS|p99", help_heading = "Sampling")]
+    keep_slow: Option<String>,
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -233,15 +300,6 @@ fn positive(text: &str) -> Result<f64, String> {
         .ok()
         .filter(|n: &f64| n.is_finite() && *n > 0.0);
     n.ok_or_else(|| "give a number above 0".to_owned())
-}
-
-fn slow(text: &str) -> Result<Slow, String> {
-    match text {
-        "p99" => Ok(Slow::RouteP99),
-        text => positive(text)
-            .map(|ms| Slow::Over(Duration::from_secs_f64(ms.min(1e12) / 1e3)))
-            .map_err(|_| "give milliseconds, such as 500, or p99".to_owned()),
-    }
 }
 
 /// How the kernel side is loaded.
@@ -279,58 +337,78 @@ impl KernelArgs {
 
 pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     log::init(None).map_err(Error::failed)?;
-    if let Some(path) = &args.profile_out {
+    let loader = Loader {
+        file: args.config.clone(),
+        flags: args.flags(),
+    };
+    let variable = |name: &str| std::env::var(name).ok();
+    let Loaded {
+        settings,
+        mut warnings,
+        ..
+    } = loader.load(variable)?;
+    let path = |text: &String| (!text.is_empty()).then(|| PathBuf::from(text));
+    let profile_out = path(&settings.profile.out);
+    let rate = settings.profile.rate;
+    if let Some(path) = &profile_out {
         check_writable(path).map_err(Error::usage)?;
-        if args.rate == 0 {
+        if rate == 0 {
             return Err(Error::usage(
                 "--profile-out needs samples, and --rate 0 takes none; leave one of them out",
             ));
         }
     }
     let summary = args.summary || std::io::stdout().is_terminal();
-    let otlp = otlp(args)?;
+    let otlp = settings.otlp(&variable, &mut warnings)?;
     let metrics = otlp
         .as_ref()
         .is_some_and(|otlp| otlp.metrics_every.is_some());
-    let prometheus = prometheus(args)?;
+    let prometheus = settings.prometheus(&mut warnings)?;
     let metrics = metrics || prometheus.is_some();
     let config = Config {
-        selector: args.targets.selector()?,
-        overrides: Default::default(),
-        load: args.kernel.options(args.rate)?,
+        selector: args.selector(&settings)?,
+        overrides: settings.overrides(),
+        load: args.kernel.options(rate)?,
         requests: true,
+        learn_routes: settings.routes.learn,
         lineage: args.lineage(),
         queues: !args.no_queues,
-        policy: PolicyConfig::default(),
+        policy: settings.policy(&mut warnings)?,
         export: ExportConfig {
             otlp,
-            spans_file: args.spans_file.clone(),
+            spans_file: path(&settings.files.spans),
             summary: summary.then(SummaryConfig::default),
             metrics: None,
             events: Some(Arc::clone(events::global())),
             prometheus,
         },
-        sampling: args.sampling.config()?,
+        sampling: settings.sampling()?,
         metrics: metrics.then(MetricsConfig::default),
-        profile: args
-            .profile_out
-            .is_some()
-            .then(|| profile::aggregate::Options {
-                native: true,
-                kernel: true,
-                ..Default::default()
-            }),
+        profile: profile_out.is_some().then(|| profile::aggregate::Options {
+            native: true,
+            kernel: true,
+            ..Default::default()
+        }),
         interval: None,
     };
+    for warning in &warnings {
+        warn!("{warning}");
+    }
     let stop = Stop::watch()?;
+    let hangup = Hangup::watch()?;
     let pipeline = Pipeline::start(config)?;
     let deadline = args
         .duration
         .map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    stop.until(deadline, || pipeline.is_finished());
+    let mut before = settings;
+    stop.until(deadline, || {
+        if hangup.came() {
+            reload(&loader, &mut before, &pipeline);
+        }
+        pipeline.is_finished()
+    });
     let outcome = pipeline.finish()?;
-    let written = args
-        .profile_out
+    let written = profile_out
         .as_ref()
         .zip(outcome.profile.as_ref())
         .map(|(path, profile)| {
@@ -345,35 +423,39 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn prometheus(args: &RunArgs) -> Result<Option<PrometheusConfig>> {
-    let token = args.metrics_token_file.as_deref().map(Token::read);
-    let token = token.transpose()?;
-    Ok(args
-        .metrics_listen
-        .map(|listen| PrometheusConfig { listen, token }))
-}
-
-fn otlp(args: &RunArgs) -> Result<Option<OtlpConfig>> {
-    let endpoint = args
-        .otlp_endpoint
-        .clone()
-        .or_else(|| std::env::var("DECNET_OTEL_ENDPOINT").ok())
-        .filter(|endpoint| !endpoint.is_empty());
-    let Some(endpoint) = endpoint else {
-        return Ok(None);
+/// SIGHUP: opens the spans file anew, and reads the configuration again. What is wrong with it is said,
+/// and nothing changes then.
+fn reload(loader: &Loader, before: &mut Settings, pipeline: &Pipeline) {
+    pipeline.reopen();
+    let read = || {
+        let Loaded {
+            settings,
+            mut warnings,
+            ..
+        } = loader.load(|name| std::env::var(name).ok())?;
+        settings.check(&|name| std::env::var(name).ok(), &mut warnings)?;
+        let policy = settings.policy(&mut Vec::new())?;
+        Ok::<_, Error>((settings, policy, warnings))
     };
-    let mut config = OtlpConfig::new(endpoint);
-    config.apply_env(|name| std::env::var(name).ok())?;
-    config.protocol = args.otlp_protocol.unwrap_or_default();
-    // Flags come before the environment; clap has read the variable that each stands for.
-    if let Some(headers) = &args.otlp_headers {
-        config.headers = headers.clone();
+    match read() {
+        Ok((settings, policy, warnings)) => {
+            for warning in &warnings {
+                warn!("{warning}");
+            }
+            if before.needs_restart(&settings) {
+                warn!(
+                    "the configuration changes what only a restart can change; restart decnet-trace"
+                );
+            }
+            if pipeline.reconfigure(policy) {
+                info!("the configuration was read again");
+                *before = settings;
+            } else {
+                warn!("the configuration was not changed: the pipeline is busy; send SIGHUP again");
+            }
+        }
+        Err(error) => warn!("the configuration is kept as it was: {error}"),
     }
-    if let Some(certificate) = &args.otlp_certificate {
-        config.certificate = Some(certificate.clone());
-    }
-    config.check()?;
-    Ok(Some(config))
 }
 
 /// Prints what a person wants to see at the end.

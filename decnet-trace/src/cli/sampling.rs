@@ -136,6 +136,7 @@ impl SamplingArgs {
             overrides: Default::default(),
             load: self.loading.options(self.rate)?,
             requests: false,
+            learn_routes: false,
             lineage: Lineage::Off,
             queues: false,
             policy: PolicyConfig::default(),

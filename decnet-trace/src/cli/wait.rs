@@ -1,6 +1,12 @@
 //! Waiting for a signal, the end of the time, or of the work.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use tokio::{
     runtime::Runtime,
@@ -80,6 +86,28 @@ impl Stop {
                 }
             }
         })
+    }
+}
+
+/// Whether SIGHUP came: to read the configuration again.
+pub(super) struct Hangup(Arc<AtomicBool>);
+
+impl Hangup {
+    /// Watches for it from now on; it ends the process no longer.
+    ///
+    /// # Errors
+    ///
+    /// When signals cannot be watched for.
+    pub(super) fn watch() -> Result<Self> {
+        let flag = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&flag))
+            .map_err(|error| Error::failed(format!("cannot watch for signals: {error}")))?;
+        Ok(Self(flag))
+    }
+
+    /// Whether it came since the last call.
+    pub(super) fn came(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
     }
 }
 

@@ -5,14 +5,14 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use super::{
-    convert,
+    Reopener, convert,
     health::Health,
     queue::{Batch, Limits, Queue, spans_in},
 };
@@ -42,6 +42,7 @@ pub(super) fn start(
     path: &Path,
     queue: Arc<Queue>,
     counters: Arc<Counters>,
+    reopener: Reopener,
 ) -> Result<JoinHandle<()>> {
     let (file, is_regular, is_cut) = open(path).map_err(|error| {
         Error::failed(format_args!(
@@ -50,6 +51,8 @@ pub(super) fn start(
         ))
     })?;
     let mut writer = Writer {
+        path: path.to_owned(),
+        reopener,
         file,
         is_regular,
         queue,
@@ -93,6 +96,8 @@ fn open(path: &Path) -> io::Result<(File, bool, bool)> {
 }
 
 struct Writer {
+    path: PathBuf,
+    reopener: Reopener,
     file: File,
     is_regular: bool,
     queue: Arc<Queue>,
@@ -113,6 +118,9 @@ impl Writer {
     /// Writes the batches as one line, however long it takes; the queue drops what does not fit in the
     /// meantime.
     fn deliver(&mut self, batches: &[Arc<Batch>]) {
+        if self.reopener.was_asked() {
+            self.reopen();
+        }
         let spans = spans_in(batches);
         if let Err(error) = serde_json::to_writer(&mut self.line, &convert::request(batches)) {
             // Nothing in a request can fail to serialise; if it does, it is this request that is lost.
@@ -146,6 +154,23 @@ impl Writer {
         self.line.clear();
         self.written = 0;
         self.counters.add(Count::FileWritten, spans);
+    }
+
+    /// Opens the file anew: it may have been moved away. One that cannot be opened is written on as
+    /// before.
+    fn reopen(&mut self) {
+        match open(&self.path) {
+            Ok((file, is_regular, is_cut)) => {
+                (self.file, self.is_regular) = (file, is_regular);
+                if is_cut {
+                    self.line.push(b'\n');
+                }
+            }
+            Err(error) => tracing::warn!(
+                "cannot open {} anew: {error}; spans go on to the file that was open",
+                self.path.display()
+            ),
+        }
     }
 
     /// Goes on where the write before stopped, so that a disk that was full leaves no line broken.

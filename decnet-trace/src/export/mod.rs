@@ -7,7 +7,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -66,6 +69,23 @@ pub struct Exporters {
     events: Option<Arc<Events>>,
     summary: Option<Mutex<Summary>>,
     counters: Arc<Counters>,
+    reopener: Reopener,
+}
+
+/// Lets the files of spans be opened anew, from any thread.
+#[derive(Clone, Debug, Default)]
+pub struct Reopener(Arc<AtomicBool>);
+
+impl Reopener {
+    /// Opens them anew before the next line is written: they may have been moved away.
+    pub fn reopen(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was asked for since the last call.
+    fn was_asked(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug)]
@@ -106,6 +126,7 @@ impl Exporters {
                 .summary
                 .map(|config| Mutex::new(Summary::new(config))),
             counters: Arc::clone(&counters),
+            reopener: Reopener::default(),
         };
         let started = exporters
             .start_sinks(config.otlp, config.spans_file)
@@ -124,7 +145,12 @@ impl Exporters {
         let queue_of = |limits, full| Arc::new(Queue::new(limits, Arc::clone(counters), full));
         if let Some(path) = file {
             let queue = queue_of(file::LIMITS, Count::FileQueueFull);
-            let thread = file::start(&path, Arc::clone(&queue), Arc::clone(counters))?;
+            let thread = file::start(
+                &path,
+                Arc::clone(&queue),
+                Arc::clone(counters),
+                self.reopener.clone(),
+            )?;
             self.sinks.push(Sink {
                 name: "file",
                 queue,
@@ -184,6 +210,11 @@ impl Exporters {
     pub fn summary(&self) -> Option<MutexGuard<'_, Summary>> {
         let summary = self.summary.as_ref()?;
         Some(summary.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What lets the files of spans be opened anew.
+    pub fn reopener(&self) -> Reopener {
+        self.reopener.clone()
     }
 
     /// How much waits in front of each sink. What was sent and lost stands in [`Counters`].

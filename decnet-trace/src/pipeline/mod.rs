@@ -24,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use crossbeam_channel::Sender;
 use intervals::Intervals;
 pub use live::{Live, Python, Tally};
 pub use outcome::{Outcome, Requests, is_loss};
@@ -35,7 +36,7 @@ use crate::{
     },
     discover::{Discovery, Overrides, Selector},
     error::{Error, Result},
-    export::{ExportConfig, Exporters},
+    export::{ExportConfig, Exporters, Reopener},
     ingest::Ingest,
     metrics::{MetricsConfig, SharedMetrics},
     policy::{Policy, PolicyConfig},
@@ -64,6 +65,8 @@ pub struct Config {
     pub lineage: Lineage,
     /// Follow work through queues to threads that have entered no context, where a process needs it.
     pub queues: bool,
+    /// Read the routes that services declare.
+    pub learn_routes: bool,
     /// What becomes of a request on its way to a span.
     pub policy: PolicyConfig,
     /// Where spans go.
@@ -95,6 +98,8 @@ pub struct Pipeline {
     stop: Arc<AtomicBool>,
     live: Arc<Live>,
     intervals: Option<Intervals>,
+    policies: Sender<PolicyConfig>,
+    reopener: Reopener,
     worker: thread::JoinHandle<Result<Outcome>>,
 }
 
@@ -129,6 +134,8 @@ impl Pipeline {
             ..config.export
         };
         let exporters = Exporters::start(export, Arc::clone(&counters))?;
+        let reopener = exporters.reopener();
+        let (policies, reconfigured) = crossbeam_channel::bounded(1);
         let (symbolizer, symbolizing) = symbolize::spawn(
             symbolize::Limits::default(),
             Box::new(PythonResolver::new()),
@@ -150,6 +157,8 @@ impl Pipeline {
             symbolizing,
             counters,
             requests: config.requests,
+            learn_routes: config.learn_routes,
+            reconfigured,
             lineage: config.lineage,
             queues: config.queues,
             profile: config.profile,
@@ -176,6 +185,8 @@ impl Pipeline {
             stop,
             live,
             intervals,
+            policies,
+            reopener,
             worker,
         })
     }
@@ -188,6 +199,16 @@ impl Pipeline {
     /// What can be asked while it works.
     pub fn live(&self) -> &Live {
         &self.live
+    }
+
+    /// Makes spans by another policy from now on; whether it was taken.
+    pub fn reconfigure(&self, policy: PolicyConfig) -> bool {
+        self.policies.try_send(policy).is_ok()
+    }
+
+    /// Opens the files of spans anew: they may have been moved away.
+    pub fn reopen(&self) {
+        self.reopener.reopen();
     }
 
     /// The profile of the next stretch of time, if it comes within `timeout`; see [`Config::interval`].

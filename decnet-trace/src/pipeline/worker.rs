@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crossbeam_channel::Receiver;
 use decnet_trace_common::{counter::Counter, target::flags};
 use tracing::{info, warn};
 
@@ -35,7 +36,7 @@ use crate::{
     govern::cost::CostMeter,
     ingest::Ingest,
     metrics::SharedMetrics,
-    policy::{ClockOffset, Policy},
+    policy::{ClockOffset, Policy, PolicyConfig},
     profile::{self, aggregate::Aggregator, collect::collect},
     sampling::Sampling,
     span::Span,
@@ -72,6 +73,8 @@ pub(super) struct Parts {
     pub(super) symbolizing: thread::JoinHandle<()>,
     pub(super) counters: Arc<Counters>,
     pub(super) requests: bool,
+    pub(super) learn_routes: bool,
+    pub(super) reconfigured: Receiver<PolicyConfig>,
     pub(super) lineage: Lineage,
     pub(super) queues: bool,
     pub(super) profile: Option<profile::aggregate::Options>,
@@ -114,6 +117,8 @@ pub(super) struct Worker {
     pub(super) report: Option<Report>,
     pub(super) interval: Option<IntervalClock>,
     pub(super) live: Arc<Live>,
+    learn_routes: bool,
+    reconfigured: Receiver<PolicyConfig>,
 }
 
 impl Worker {
@@ -129,6 +134,8 @@ impl Worker {
             symbolizing,
             counters,
             requests,
+            learn_routes,
+            reconfigured,
             lineage,
             queues,
             profile,
@@ -191,6 +198,8 @@ impl Worker {
             programs_log,
             usage: SelfUsage::start().ok(),
             report: Report::start().ok(),
+            learn_routes,
+            reconfigured,
         })
     }
 
@@ -211,11 +220,7 @@ impl Worker {
 
     /// Starts to look for targets.
     pub(super) fn discover(&mut self, discovery: Discovery, first: Vec<Change>) -> Result<()> {
-        self.discovery = Some(DiscoveryThread::start(
-            discovery,
-            first,
-            self.purposes & flags::SOCKETS != 0,
-        )?);
+        self.discovery = Some(DiscoveryThread::start(discovery, first, self.learn_routes)?);
         Ok(())
     }
 
@@ -230,6 +235,9 @@ impl Worker {
             self.decoder.tick(now);
             round = if handled > 0 { ROUND } else { IDLE_ROUND };
             self.follow();
+            if let Ok(policy) = self.reconfigured.try_recv() {
+                self.policy.reconfigure(policy);
+            }
             self.forward(now, false);
             self.ask(now);
             if let Some(log) = &mut self.programs_log {

@@ -23,6 +23,7 @@ mod client;
 pub mod clock;
 pub mod http;
 pub mod redact;
+mod redactor;
 pub mod route;
 pub mod rules;
 mod segment;
@@ -33,6 +34,7 @@ pub mod trace_context;
 
 pub use client::ClientAddress;
 pub use clock::ClockOffset;
+pub use redactor::Redactor;
 pub use route::Pattern;
 use route::{Route, Routes};
 pub use rules::Rules;

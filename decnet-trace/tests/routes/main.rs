@@ -97,6 +97,9 @@ impl Server {
     }
 }
 
+/// Routes that a framework has of its own, and says nothing of.
+const OWN: &[&str] = &["GET /manual"];
+
 /// Asks for all of these, and compares the spans' routes with the framework's own.
 fn check(server: &Server, requests: &[(&str, &str)]) {
     let pid = server.process.pid().to_string();
@@ -124,7 +127,13 @@ fn check(server: &Server, requests: &[(&str, &str)]) {
                 assert_eq!(span.text("http.route"), route, "{request}\n{output}");
                 assert_eq!(span.text("decnet.route.source"), "learned", "{request}");
             }
-            None => assert_ne!(span.text("decnet.route.source"), "learned", "{request}"),
+            None => {
+                let source = span.text("decnet.route.source");
+                assert!(
+                    OWN.contains(&request.as_str()) || source != "learned",
+                    "{request}"
+                );
+            }
         }
     }
 }
@@ -156,6 +165,8 @@ fn fastapi() {
             ("GET", "/items/special"),
             ("POST", "/items/special"),
             ("PUT", "/any/a/b/c"),
+            ("GET", "/admin/stats/20240229"),
+            ("GET", "/plain/hello/you"),
             ("GET", "/nowhere"),
         ],
     );

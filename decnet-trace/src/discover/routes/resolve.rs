@@ -565,6 +565,18 @@ impl<'a> Resolver<'a> {
                 });
             }
             "mount" => self.mount(at, call, prefix, depth, out),
+            "append" => {
+                if let Some(route) = call.arguments.first() {
+                    self.routes(&[(at, route)], prefix, depth, out);
+                }
+            }
+            "extend" => {
+                if let Some(routes) = call.arguments.first()
+                    && let Value::List(routes) = self.eval(at, routes, &mut { FUEL })
+                {
+                    self.routes(&routes, prefix, depth, out);
+                }
+            }
             method => {
                 let Some(path) = call
                     .argument(0, "path")

@@ -78,7 +78,9 @@ const METHODS: &[&str] = &[
     "add_url_rule",
     "add_websocket_route",
     "api_route",
+    "append",
     "delete",
+    "extend",
     "get",
     "head",
     "include_router",
@@ -243,6 +245,12 @@ impl Source {
                 self.calls.push((scope, call));
             }
             return;
+        };
+        // A list that something is added to is only of interest where it is one of routes.
+        let receiver = match (method, receiver.strip_suffix(".routes")) {
+            (_, Some(of)) => of,
+            ("append" | "extend", None) => return,
+            _ => receiver,
         };
         // An application's router is the application.
         let receiver = match receiver.strip_suffix(".router") {

@@ -132,7 +132,8 @@ fn lists_of_routes() {
          routes = [Route('/', home), Mount('/users', routes=users, name='u'), *extra,\n\
              Mount('/static', app=StaticFiles(directory='s')), WebSocketRoute('/ws', w), Mount('/sub', sub)]\n\
          extra = [Route('/late', x)]\n\
-         app = Starlette(debug=True, routes=routes)\n",
+         app = Starlette(debug=True, routes=routes)\napp.router.routes.append(Route('/one', o))\n\
+         app.routes.extend([Route('/two', t)])\nothers = []\nothers.append(Route('/no', n))\n",
     )];
     let want = [
         "/",
@@ -144,6 +145,8 @@ fn lists_of_routes() {
         "/ws",
         "/sub/deep",
         "/sub/{path:path}",
+        "/one",
+        "/two",
     ];
     assert_eq!(routes(&files, "main:app"), want);
 }

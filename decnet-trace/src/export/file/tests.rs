@@ -10,6 +10,7 @@ use super::*;
 use crate::export::tests::span;
 
 struct Bench {
+    reopener: Reopener,
     queue: Arc<Queue>,
     counters: Arc<Counters>,
     thread: JoinHandle<()>,
@@ -29,8 +30,15 @@ impl Bench {
             Arc::clone(&counters),
             Count::FileQueueFull,
         ));
-        let thread = start(path, Arc::clone(&queue), Arc::clone(&counters))?;
+        let reopener = Reopener::default();
+        let thread = start(
+            path,
+            Arc::clone(&queue),
+            Arc::clone(&counters),
+            reopener.clone(),
+        )?;
         Ok(Self {
+            reopener,
             queue,
             counters,
             thread,
@@ -256,4 +264,33 @@ fn a_disk_that_stays_full_holds_no_cut_line() {
     let text = fs::read_to_string(&path).unwrap();
     assert_eq!(starts(&text).len() as u64, counters.get(Count::FileWritten));
     assert!(text.is_empty() || text.ends_with('\n'));
+}
+
+/// A file that was moved away is opened anew where that is asked for: nothing is lost, and what comes
+/// after stands in the new one.
+#[test]
+fn opens_the_file_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, moved) = (folder.path().join("spans"), folder.path().join("spans.1"));
+    let mut bench = Bench::start(&path).unwrap();
+    bench.push(3);
+    bench.wait(Count::FileWritten, 3);
+    fs::rename(&path, &moved).unwrap();
+    bench.push(2);
+    bench.wait(Count::FileWritten, 5);
+    assert!(!path.exists());
+    bench.reopener.reopen();
+    bench.push(4);
+    bench.wait(Count::FileWritten, 9);
+    bench.stop();
+    let spans = |path: &Path| -> usize {
+        let text = fs::read_to_string(path).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str::<ExportTraceServiceRequest>(line).unwrap())
+            .flat_map(|request| request.resource_spans)
+            .flat_map(|of| of.scope_spans)
+            .map(|of| of.spans.len())
+            .sum()
+    };
+    assert_eq!((spans(&moved), spans(&path)), (5, 4));
 }

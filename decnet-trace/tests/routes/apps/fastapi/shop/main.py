@@ -18,7 +18,10 @@ class OwnRoute:
         async def answer(message):
             route = scope.get("route")
             if message["type"] == "http.response.start" and route is not None:
-                own = scope.get("root_path", "") + route.path
+                # In newer FastAPI an included route keeps its own path, beside the whole one.
+                context = scope.get("fastapi", {}).get("effective_route_context")
+                path = route.path if context is None else context.path
+                own = scope.get("root_path", "") + path
                 message["headers"] = [*message["headers"], (b"x-route", own.encode())]
             await send(message)
 

@@ -1,0 +1,220 @@
+//! The configuration: one file, the environment and flags over it, one validated whole.
+//!
+//! * [`Settings`]: every key, its default and its documentation; the example file is made of it.
+//! * [`Loader`]: where values come from, and which of them counts.
+//! * [`apply`]: what the settings mean for the parts of the agent.
+
+mod apply;
+mod layers;
+mod section;
+mod show;
+pub mod value;
+
+use std::collections::BTreeMap;
+
+use section::{section, sections};
+use serde::{Deserialize, Serialize};
+use value::{
+    Address, ClientAddress, Compression, Glob, HeaderList, KeepSlow, Pattern, Place, Protocol,
+    Ratio, RouteText, Sampler, Time,
+};
+
+pub use self::{
+    layers::{DEFAULT_PATH, Flag, Loaded, Loader, Origin},
+    show::example,
+};
+
+sections! {
+    /// Everything that can be configured.
+    pub struct Settings {
+        /// Which processes are traced.
+        targets: Targets,
+        /// What telemetry is said to come from.
+        resource: Resource,
+        /// Where spans are sent.
+        otlp: Otlp,
+        /// Which traces are kept.
+        sampling: Sampling,
+        /// Where metrics may be asked for.
+        metrics: Metrics,
+        /// Files that are written.
+        files: Files,
+        /// CPU samples.
+        profile: Profile,
+        /// What is masked.
+        redaction: Redaction,
+        /// How routes are named.
+        routes: Routes,
+    }
+}
+
+section! {
+    /// Which processes are traced. Without any of these, every Python web server is, those that start
+    /// later too.
+    pub struct Targets {
+        /// Processes whose command, executable, script or application matches one of these globs.
+        names: Vec<Glob> = Vec::new(),
+        /// Processes that listen on one of these TCP ports.
+        ports: Vec<u16> = Vec::new(),
+    }
+}
+
+section! {
+    /// What telemetry is said to come from, where the traced process does not say so itself.
+    pub struct Resource {
+        /// The name of every service, in place of what its process says. Empty: each has its own.
+        service_name: String = String::new(),
+        /// Attributes of every process: { "deployment.environment.name" = "production" }. What the
+        /// process says itself (OTEL_RESOURCE_ATTRIBUTES) comes first.
+        attributes: BTreeMap<String, String> = BTreeMap::new(),
+    }
+}
+
+section! {
+    /// Where spans are sent. OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT and so on) work
+    /// as well.
+    pub struct Otlp {
+        /// The endpoint's URL, as "http://127.0.0.1:4317". Empty: spans are sent nowhere.
+        endpoint: String = String::new(),
+        /// "grpc" or "http/protobuf".
+        protocol: Protocol = Protocol::grpc(),
+        /// Headers sent with each request: "name=value,name=value", the values percent-encoded.
+        headers: HeaderList = HeaderList::default(),
+        /// A file that holds such headers, one on each line. It should be readable by root alone.
+        headers_file: String = String::new(),
+        /// The longest that one attempt takes.
+        timeout: Time = Time::seconds(10),
+        /// "none" or "gzip".
+        compression: Compression = Compression::none(),
+        /// How often metrics are sent. "0s": never.
+        metrics_every: Time = Time::seconds(60),
+        /// Send notable events as log records.
+        logs: bool = true,
+        /// Certificates (PEM) that the endpoint's is checked against, in place of the system's.
+        certificate: String = String::new(),
+        /// The agent's own certificate (PEM), for mutual TLS.
+        client_certificate: String = String::new(),
+        /// The key of that certificate (PEM).
+        client_key: String = String::new(),
+    }
+}
+
+section! {
+    /// Which traces are kept. Metrics count every request, kept or not.
+    pub struct Sampling {
+        /// OpenTelemetry's sampler: "always_on", "always_off" or "traceidratio", with "parentbased_" in
+        /// front to follow the caller's decision. What it drops is gone.
+        sampler: Sampler = Sampler::default_one(),
+        /// The sampler's ratio, from 0 to 1. Empty: 1.
+        sampler_arg: String = String::new(),
+        /// Of traces without an error, keep this share, from 0 to 1.
+        sample: Ratio = Ratio::ONE,
+        /// Of traces without an error, keep about so many a second, spread evenly over routes. 0: all.
+        traces_per_second: f64 = 0.0,
+        /// Whatever the two above say, keep requests that take longer than so many milliseconds: "500";
+        /// "p99": longer than 99 of 100 of the same route. Empty: no such rule.
+        keep_slow: KeepSlow = KeepSlow::default(),
+    }
+}
+
+section! {
+    /// Where metrics may be asked for.
+    pub struct Metrics {
+        /// Answer Prometheus at http://ADDRESS/metrics, as "127.0.0.1:9464". Empty: no port is opened.
+        listen: Address = Address::default(),
+        /// Answer only who shows the token in this file (Authorization: Bearer …). It should be
+        /// readable by root alone.
+        token_file: String = String::new(),
+    }
+}
+
+section! {
+    /// Files that are written.
+    pub struct Files {
+        /// Spans are appended to this file: OTLP/JSON, a line per batch. SIGHUP opens it anew. Empty:
+        /// none.
+        spans: String = String::new(),
+    }
+}
+
+section! {
+    /// CPU samples.
+    pub struct Profile {
+        /// Samples per second and CPU, up to 999; 0 turns profiling off.
+        rate: u32 = 19,
+        /// A flamegraph is written to this file at the end. Empty: none.
+        out: String = String::new(),
+    }
+}
+
+section! {
+    /// What is masked before anything leaves the agent. Credentials in URLs are masked always; headers
+    /// other than Host, User-Agent, traceparent and tracestate, and bodies, are never kept.
+    pub struct Redaction {
+        /// Mask what looks like a secret: values of queries; e-mail addresses, card numbers, tokens and
+        /// keys in paths; literals in SQL.
+        enabled: bool = true,
+        /// Names of query parameters whose values are kept all the same: ["page", "sort"].
+        query_allow: Vec<String> = Vec::new(),
+        /// A client's address: "whole", "cut" (to 24 bits of IPv4, 48 of IPv6) or "hashed" (a keyed
+        /// hash, the same for the same address).
+        client_address: ClientAddress = ClientAddress::Whole,
+        /// A file that holds the key for "hashed", at least 16 bytes. Without one, a key is made at each
+        /// start. It should be readable by root alone.
+        hash_key_file: String = String::new(),
+        /// What is masked beside that, in this order. Each rule is a table under
+        /// [[redaction.rules]]:
+        ///   pattern = "customer-[a-z]+"      a regular expression of the Rust crate "regex"
+        ///   replacement = "customer-*"       $1 and ${name} stand for groups; "REDACTED" without it
+        ///   places = ["path", "query"]       of "path", "query", "user-agent", "statement"; all
+        ///                                    without it
+        rules: Vec<Rule> = Vec::new(),
+    }
+}
+
+section! {
+    /// How routes are named.
+    pub struct Routes {
+        /// Read the routes that services declare from the source files that they have loaded.
+        learn: bool = true,
+        /// The most routes that a service has whose names are made of paths; later ones share one.
+        max: usize = 500,
+        /// Routes that win over learned ones, in this order. Each entry is a table under
+        /// [[routes.patterns]]:
+        ///   service = "shop*"                a glob; all services without it
+        ///   paths = ["/users/{id}", "/files/{path:path}"]
+        patterns: Vec<RoutePatterns> = Vec::new(),
+    }
+}
+
+/// A rule of redaction.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// What is looked for.
+    pub pattern: Pattern,
+    /// What stands in its place.
+    #[serde(default = "redacted")]
+    pub replacement: String,
+    /// Where; everywhere without any.
+    #[serde(default)]
+    pub places: Vec<Place>,
+}
+
+fn redacted() -> String {
+    "REDACTED".to_owned()
+}
+
+/// Routes of some services.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoutePatterns {
+    /// The services; all without one.
+    #[serde(default)]
+    pub service: Glob,
+    /// Their routes.
+    pub paths: Vec<RouteText>,
+}
+
+#[cfg(test)]
+mod tests;

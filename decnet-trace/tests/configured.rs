@@ -1,0 +1,292 @@
+//! What a configuration makes of an agent at work: rules, routes, reloads; and that no secret leaves
+//! it.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+#[expect(dead_code, reason = "other tests need more of it")]
+mod support;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use support::Agent;
+use xtask::bed::{collector::Collector, process::Folder, service::Service};
+
+/// How long something may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn ask(address: SocketAddr, head: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(
+        stream,
+        "{head}\r\nhost: test\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn command(args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_decnet-trace"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// Secrets in every place that a request can carry one reach no sink: not the file, not the collector,
+/// not the table, not the log.
+#[test]
+fn planted_secrets() {
+    if !support::can_run() {
+        return;
+    }
+    let folder = Folder::new().unwrap();
+    let config = folder.path().join("config.toml");
+    fs::write(
+        &config,
+        "[redaction]\nclient_address = 'hashed'\nquery_allow = ['page']\n\
+         [[redaction.rules]]\npattern = 'patient-[a-z]+'\nreplacement = 'patient-X'\n",
+    )
+    .unwrap();
+    let collector = Collector::start().unwrap();
+    let service = Service::builder()
+        .arg("--ssl-keyfile-password")
+        .arg("plantedcommandline")
+        .start()
+        .unwrap();
+    let address = service.addr();
+    let agent = Agent::start(&[
+        "--pid",
+        &service.pid.to_string(),
+        "--config",
+        config.to_str().unwrap(),
+        "--otlp-endpoint",
+        &collector.grpc_endpoint(),
+        "--summary",
+    ]);
+    let jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.dozjgNryP4J3jVmNHl0w5N";
+    let token = "pLaNt3dT0k3nQx7vB2mZ9sK4wR8yH1jF";
+    let heads = [
+        "GET /?q=plantedquery&page=7 HTTP/1.1".to_owned(),
+        "GET /x/planted.mail@example.com HTTP/1.1".to_owned(),
+        "GET /x/planted.mail%40example.com/y HTTP/1.1".to_owned(),
+        "GET /pay/4111111111111111 HTTP/1.1".to_owned(),
+        "GET /pay/4111-1111-1111-1111 HTTP/1.1".to_owned(),
+        format!("GET /t/{jwt} HTTP/1.1"),
+        format!("GET /t/{token}?planted.mail@example.com HTTP/1.1"),
+        "GET /patient-plantedname?x HTTP/1.1".to_owned(),
+        "GET /cart;jsessionid=plantedmatrix HTTP/1.1".to_owned(),
+        "GET http://planteduser:plantedpass@test/abs?k=plantedabs HTTP/1.1".to_owned(),
+        format!("GET / HTTP/1.1\r\nauthorization: Bearer {token}"),
+        "GET / HTTP/1.1\r\nauthorization: Basic cGxhbnRlZDpwbGFudGVk".to_owned(),
+        "GET / HTTP/1.1\r\ncookie: session=plantedcookie".to_owned(),
+        "GET / HTTP/1.1\r\nx-api-key: plantedapikey\r\nx-forwarded-for: 203.0.113.77".to_owned(),
+        "GET / HTTP/1.1\r\nreferer: http://a/?t=plantedreferer".to_owned(),
+        "GET / HTTP/1.1\r\nuser-agent: bot (planted.mail@example.com)".to_owned(),
+        "POST /echo?page=8 HTTP/1.1".to_owned(),
+    ];
+    for head in &heads {
+        ask(address, head, "{\"password\": \"plantedbody\"}");
+    }
+    collector.wait_for_spans(heads.len(), PATIENCE).unwrap();
+    let collected = format!("{:?}", collector.spans().unwrap());
+    let spans = agent.path("spans.jsonl");
+    wait_until("the spans stand in the file", || {
+        support::spans(&spans).len() >= heads.len()
+    });
+    let written = fs::read_to_string(&spans).unwrap();
+    let seen = agent.stop();
+    let sinks = [
+        ("the file", written),
+        ("the collector", collected),
+        ("the table and the log", seen.output.clone()),
+    ];
+    let planted = [
+        "planted",
+        "4111",
+        jwt,
+        "eyJzdWIi",
+        token,
+        "cGxhbnRl",
+        "203.0.113.77",
+    ];
+    for (sink, text) in &sinks {
+        assert!(!text.is_empty(), "{sink} holds nothing");
+        for secret in planted {
+            let at = text.to_lowercase().find(&secret.to_lowercase());
+            let around = at.map(|at| {
+                &text[text.floor_char_boundary(at.saturating_sub(80))
+                    ..text.floor_char_boundary(at + 80)]
+            });
+            assert!(at.is_none(), "{sink} holds {secret}: {around:?}");
+        }
+    }
+    assert_eq!(seen.spans.len(), heads.len());
+    for span in &seen.spans {
+        let client = span.text("client.address");
+        assert!(
+            client.len() == 16 && client.bytes().all(|b| b.is_ascii_hexdigit()),
+            "{client}"
+        );
+        assert_eq!(span.text("network.peer.address"), client);
+    }
+    let kept: Vec<_> = seen
+        .spans
+        .iter()
+        .map(|span| span.text("url.query"))
+        .collect();
+    assert!(kept.contains(&"q=REDACTED&page=7"), "{kept:?}");
+    let paths: Vec<_> = seen
+        .spans
+        .iter()
+        .map(|span| span.text("url.path"))
+        .collect();
+    assert!(paths.contains(&"/patient-X"), "{paths:?}");
+}
+
+/// SIGHUP: rules and routes change at once, a file that was moved away is opened anew, and a
+/// configuration that is wrong changes nothing.
+#[test]
+fn reloads() {
+    if !support::can_run() {
+        return;
+    }
+    let folder = Folder::new().unwrap();
+    let config = folder.path().join("config.toml");
+    fs::write(
+        &config,
+        "[[routes.patterns]]\npaths = ['/items/{before}']\n",
+    )
+    .unwrap();
+    let service = Service::builder().start().unwrap();
+    let address = service.addr();
+    let config_path = config.to_str().unwrap();
+    let pid = service.pid.to_string();
+    let agent = Agent::start(&["--pid", &pid, "--config", config_path]);
+    let (file, moved) = (agent.path("spans.jsonl"), agent.path("moved.jsonl"));
+    let request = |path: &str| {
+        ask(address, &format!("GET {path} HTTP/1.1"), "");
+    };
+    let route = |file: &Path, path: &str| {
+        let spans = support::spans(file);
+        let span = spans.iter().find(|span| span.text("url.path") == path);
+        span.map(|span| span.text("http.route").to_owned())
+    };
+    request("/items/1");
+    wait_until("the first span", || route(&file, "/items/1").is_some());
+    assert_eq!(route(&file, "/items/1").unwrap(), "/items/{before}");
+
+    fs::rename(&file, &moved).unwrap();
+    fs::write(
+        &config,
+        "[[routes.patterns]]\npaths = ['/items/{after}']\n[redaction]\nquery_allow = ['x']\n",
+    )
+    .unwrap();
+    agent.signal(Signal::HUP);
+    wait_until("the reload", || agent.output().contains("read again"));
+    std::thread::sleep(Duration::from_millis(300));
+    request("/items/2");
+    wait_until("the second span", || route(&file, "/items/2").is_some());
+    assert_eq!(route(&file, "/items/2").unwrap(), "/items/{after}");
+    assert_eq!(route(&moved, "/items/2"), None);
+
+    fs::write(&config, "[routes]\npaterns = 1\n").unwrap();
+    agent.signal(Signal::HUP);
+    wait_until("the refusal", || {
+        agent.output().contains("kept as it was") && agent.output().contains(":2:1: unknown field")
+    });
+    request("/items/3");
+    wait_until("the third span", || route(&file, "/items/3").is_some());
+    assert_eq!(route(&file, "/items/3").unwrap(), "/items/{after}");
+    agent.stop();
+}
+
+/// A configuration that is wrong ends the command with its line, column and exit code 2, before
+/// anything is attached; `config check` says the same.
+#[test]
+fn refuses_what_is_wrong() {
+    let folder = Folder::new().unwrap();
+    let config = folder.path().join("config.toml");
+    let path = config.to_str().unwrap();
+    fs::write(
+        &config,
+        "[profile]\nrate = 19\n\n[otlp]\nprotocol = 'carrier pigeon'\n",
+    )
+    .unwrap();
+    for args in [
+        &["run", "--config", path][..],
+        &["config", "check", "--config", path],
+        &["config", "show", "--config", path],
+        &["redact", "--config", path],
+    ] {
+        let output = command(args, "");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert!(
+            error.contains(&format!("{path}:5:12: ")),
+            "{args:?}: {error}"
+        );
+        assert!(!error.contains("attached"), "{error}");
+    }
+    fs::write(&config, "[otlp]\nendpoint = 'ftp://x'\n").unwrap();
+    let output = command(&["config", "check", "--config", path], "");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+/// `redact` shows what the rules make of a sample; `config show` what is in effect and why.
+#[test]
+fn shows_what_it_does() {
+    let folder = Folder::new().unwrap();
+    let config = folder.path().join("config.toml");
+    let path = config.to_str().unwrap();
+    fs::write(
+        &config,
+        "[redaction]\nquery_allow = ['page']\n[[redaction.rules]]\npattern = 'emp-\\d+'\nreplacement = 'emp-N'\n\
+         [otlp]\nheaders = 'api-key=topsecret'\n",
+    )
+    .unwrap();
+    let output = command(
+        &["redact", "--config", path],
+        "/a/emp-77?page=2&q=x\nhttps://u:p@h/alice@example.com\n",
+    );
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        shown,
+        "/a/emp-N?page=2&q=REDACTED\nhttps://REDACTED:REDACTED@h/REDACTED\n"
+    );
+    let output = command(&["config", "show", "--origin", "--config", path], "");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        shown.contains(&format!("query_allow = [\"page\"]  # {path}")),
+        "{shown}"
+    );
+    assert!(shown.contains("rate = 19  # default"), "{shown}");
+    assert!(!shown.contains("topsecret"), "{shown}");
+}
