@@ -218,7 +218,9 @@ pub fn run(args: &BenchArgs) -> Result<Report> {
     }
     let mut progress = Progress::start(planned)?;
     for part in parts {
-        (part.run)(&setup, &services, &mut progress, &mut report)?;
+        // A load that is stopped fails: why it was stopped says more.
+        (part.run)(&setup, &services, &mut progress, &mut report)
+            .or_else(|why| progress.check().and(Err(why)))?;
     }
     progress.clear();
     let goals = report.goals(style);

@@ -82,12 +82,12 @@ pub(super) fn fetch(wanted: &str) -> Result<PathBuf> {
             )
         })?;
     let cache = paths::cache()?.join("kernels").join(suite.name);
-    if let Some(image) = image(&cache.join("tree/boot")) {
+    if let Some(image) = image(&cache.join("tree")) {
         return Ok(image);
     }
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     let _lock = paths::lock(&format!("kernel-{}", suite.name))?;
-    if let Some(image) = image(&cache.join("tree/boot")) {
+    if let Some(image) = image(&cache.join("tree")) {
         return Ok(image);
     }
     say(format!("fetching the kernel of {}", suite.name));
@@ -100,7 +100,12 @@ pub(super) fn fetch(wanted: &str) -> Result<PathBuf> {
     let package = newest(&listed, suite)
         .with_context(|| format!("{} has no kernel {}", suite.name, suite.kernel))?;
     apt.unpack(&package, &cache.join("tree"))?;
-    image(&cache.join("tree/boot")).with_context(|| format!("{package} holds no kernel"))
+    if image(&cache.join("tree")).is_none() {
+        // Debian has them in a package of their own since Linux 7.
+        let package = package.replacen("linux-image-", "linux-binary-", 1);
+        apt.unpack(&package, &cache.join("tree"))?;
+    }
+    image(&cache.join("tree")).with_context(|| format!("{package} holds no kernel"))
 }
 
 /// Whether a version belongs to another, shorter one: 6.1.0 to 6.1, but 6.12 not.
@@ -131,10 +136,14 @@ fn newest(listed: &str, suite: &Suite) -> Option<String> {
         .map(str::to_owned)
 }
 
-fn image(boot: &Path) -> Option<PathBuf> {
-    let entries = fs::read_dir(boot).ok()?;
-    entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
+/// The kernel in an unpacked package: in /boot, or, in newer ones, beside its modules.
+fn image(tree: &Path) -> Option<PathBuf> {
+    let files = |folder: PathBuf| {
+        let entries = fs::read_dir(folder).into_iter().flatten();
+        entries.filter_map(|entry| Some(entry.ok()?.path()))
+    };
+    files(tree.join("boot"))
+        .chain(files(tree.join("usr/lib/modules")).flat_map(files))
         .find(|path| {
             let name = path.file_name().unwrap_or_default();
             name.to_string_lossy().starts_with("vmlinuz")
@@ -151,11 +160,16 @@ fn ubuntu_keys(cache: &Path) -> Result<PathBuf> {
         let apt = Apt::new(
             &state,
             "http://deb.debian.org/debian",
-            "bookworm",
+            "trixie",
             Path::new(DEBIAN_KEYS),
         )?;
-        apt.unpack("ubuntu-archive-keyring", &dir)
-            .or_else(|_| apt.unpack("ubuntu-keyring", &dir))?;
+        apt.unpack("ubuntu-keyring", &dir)?;
+    }
+    if !keys.exists() {
+        bail!(
+            "Debian's package of Ubuntu's keys has no {}",
+            keys.display()
+        );
     }
     Ok(keys)
 }
@@ -229,7 +243,7 @@ impl Apt {
 
     fn logged(&self, program: &str, args: &[&str], folder: &Path) -> Result<()> {
         let mut command = Command::new(program);
-        command.args(&self.options).args(args).current_dir(folder);
+        command.args(args).args(&self.options).current_dir(folder);
         logged(&mut command, &self.state.join("apt.log"), LIMIT)
     }
 }
