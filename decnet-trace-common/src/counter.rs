@@ -41,6 +41,8 @@ counters! {
     TargetsFull = "targets_full",
     /// Vectored operations of more buffers than are read.
     IovecsCut = "iovecs_cut",
+    /// Steps of statements lost because the programs that record them were interrupted too often at once.
+    StatementBusy = "statements_lost_busy",
     /// Samples whose kernel stack could not be taken.
     KernelStack = "kernel_stack_failed",
     /// Samples whose user stack could not be taken.

@@ -22,6 +22,8 @@ pub enum Kind {
     Sample = 4,
     /// A [`Lineage`].
     Lineage = 5,
+    /// A [`Statement`].
+    Statement = 6,
 }
 
 impl Kind {
@@ -33,6 +35,7 @@ impl Kind {
             3 => Self::Proc,
             4 => Self::Sample,
             5 => Self::Lineage,
+            6 => Self::Statement,
             _ => return None,
         })
     }
@@ -292,6 +295,78 @@ impl LineageWhat {
     }
 }
 
+/// A step in the life of a statement of SQLite.
+///
+/// Behind it, [`Statement::text_len`] bytes of the statement's text and [`Statement::file_len`] bytes of
+/// the database's file name, neither with a NUL.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statement {
+    /// The common header.
+    pub header: Header,
+    /// The `PyContext*` that the thread had entered; 0 where unknown. Of [`StatementWhat::Prepared`] and
+    /// [`StatementWhat::Begun`] only.
+    pub context: u64,
+    /// The `sqlite3_stmt*`; 0 where there is none (yet).
+    pub object: u64,
+    /// The `sqlite3*`; 0 where unknown.
+    pub db: u64,
+    /// Four words of the statement's `Vdbe`: those that follow `nMem` (see [`crate::sqlite`]). All zero
+    /// where they could not be read, or there is no statement.
+    pub state: [u32; 4],
+    /// A [`StatementWhat`].
+    pub what: u16,
+    /// The index of the library's [`SqliteLayout`](crate::sqlite::SqliteLayout).
+    pub library: u16,
+    /// Bytes of text, at most [`crate::limits::STATEMENT_MAX`]; that many mean that there was more.
+    pub text_len: u16,
+    /// Bytes of the file name, at most [`crate::limits::FILE_NAME_MAX`], likewise.
+    pub file_len: u16,
+    /// With [`StatementWhat::Failed`], the code of the error.
+    pub code: i32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What happened in a [`Statement`] record.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatementWhat {
+    /// A text is about to become a statement, with `sqlite3_prepare_v2` or `_v3`.
+    Prepared = 1,
+    /// A statement is about to be given its parameters, and then executed.
+    Begun = 2,
+    /// A statement is reset: an execution is over, if there was one.
+    Ended = 3,
+    /// A statement ends altogether.
+    Finalized = 4,
+    /// The program asked for the error of the last call on this thread.
+    Failed = 5,
+    /// SQLite begins to sleep, for it met a lock.
+    Waiting = 6,
+    /// It woke up.
+    Waited = 7,
+    /// `execute` asked for the last row's id, which `executemany` does not.
+    Single = 8,
+}
+
+impl StatementWhat {
+    /// The step with this number, if there is one.
+    pub const fn from_u16(raw: u16) -> Option<Self> {
+        Some(match raw {
+            1 => Self::Prepared,
+            2 => Self::Begun,
+            3 => Self::Ended,
+            4 => Self::Finalized,
+            5 => Self::Failed,
+            6 => Self::Waiting,
+            7 => Self::Waited,
+            8 => Self::Single,
+            _ => return None,
+        })
+    }
+}
+
 impl ProcWhat {
     /// The event with this number, if there is one.
     pub const fn from_u32(raw: u32) -> Option<Self> {
@@ -307,6 +382,7 @@ impl ProcWhat {
 
 assert_layout! {
     Lineage = 56,
+    Statement = 80,
     Header = 24,
     Tuple = 40,
     SockOp = 120,

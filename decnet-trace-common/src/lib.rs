@@ -7,6 +7,7 @@
 //! * [`target`]: what the kernel knows about a traced process.
 //! * [`offsets`]: where the running kernel keeps the struct fields that the hooks read.
 //! * [`python`]: where a CPython keeps what the kernel reads of it.
+//! * [`sqlite`]: where an SQLite keeps what the kernel reads of it.
 //! * [`counter`]: everything that the kernel side counts.
 //! * [`limits`]: sizes that both sides must agree on.
 #![no_std]
@@ -16,6 +17,7 @@ pub mod event;
 pub mod limits;
 pub mod offsets;
 pub mod python;
+pub mod sqlite;
 pub mod target;
 
 /// Asserts at compile time that a type has this size and an alignment of at most eight bytes (what a

@@ -23,5 +23,14 @@ pub const PYTHON_FRAMES_MAX: usize = 192;
 /// The most rings, and so the most CPUs that are read from.
 pub const RINGS_MAX: u32 = 1024;
 
+/// The most bytes of a statement's text that are captured.
+pub const STATEMENT_MAX: usize = 4095;
+
+/// The most bytes of a database's file name that are captured.
+pub const FILE_NAME_MAX: usize = 255;
+
+/// The most SQLite libraries, different files, that the kernel side knows at once.
+pub const SQLITES_MAX: u32 = 64;
+
 /// The most processes that are traced at once.
 pub const TARGETS_MAX: u32 = 8192;

@@ -6,11 +6,13 @@ use aya_ebpf::{
 };
 use decnet_trace_common::{
     counter::COUNTERS,
-    event::{Sample, SockOp},
+    event::{Sample, SockOp, Statement},
     limits::{
-        KERNEL_FRAMES_MAX, PAYLOAD_MAX, PYTHON_FRAMES_MAX, RINGS_MAX, TARGETS_MAX, USER_FRAMES_MAX,
+        FILE_NAME_MAX, KERNEL_FRAMES_MAX, PAYLOAD_MAX, PYTHON_FRAMES_MAX, RINGS_MAX, SQLITES_MAX,
+        STATEMENT_MAX, TARGETS_MAX, USER_FRAMES_MAX,
     },
     python::{FRAME_SIZE_MAX, LAYOUTS_MAX, PyLayout},
+    sqlite::SqliteLayout,
     target::{Control, Target},
 };
 
@@ -91,4 +93,28 @@ pub(crate) struct SampleScratch {
     /// A Python frame as it was read. Twice the room again: the verifier of Linux 6.1 forgets a bound that was
     /// checked on a copy of the length, and knows it by its mask alone.
     pub(crate) frame: [u8; 2 * FRAME_SIZE_MAX],
+}
+
+/// Where the SQLites in use keep what is read of them; an attachment names its own. 64 entries of 8 bytes:
+/// there is one for each file.
+#[btf_map]
+pub(crate) static SQLITE_LAYOUTS: Array<SqliteLayout, { SQLITES_MAX as usize }> = Array::new();
+
+/// Where a step of a statement is put together, per CPU. Uprobes can be preempted, by a thread that
+/// hits one too: hence four, each taken by one program at a time. 4 × 9 KiB per CPU: twice the room for
+/// the text, likewise.
+#[btf_map]
+pub(crate) static STATEMENT_SCRATCH: PerCpuArray<StatementScratch, { STATEMENT_SLOTS as usize }> =
+    PerCpuArray::new();
+
+/// How many programs may be at work on statements on one CPU.
+pub(crate) const STATEMENT_SLOTS: u32 = 4;
+
+/// A step of a statement under construction.
+#[repr(C)]
+pub(crate) struct StatementScratch {
+    /// Not zero while a program uses it.
+    pub(crate) taken: u64,
+    pub(crate) statement: Statement,
+    pub(crate) text: [u8; 2 * (STATEMENT_MAX + 1) + FILE_NAME_MAX + 1],
 }

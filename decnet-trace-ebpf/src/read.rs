@@ -2,7 +2,9 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::{
+    bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str,
+};
 
 /// Reads a value from user memory; `None` where it is not there, or not resident.
 #[inline(always)]
@@ -27,6 +29,14 @@ pub(crate) fn user<T: Copy>(address: u64) -> Option<T> {
 pub(crate) fn user_bytes(to: *mut u8, len: u32, address: u64) -> bool {
     // SAFETY: the verifier proves `to` writable for `len` bytes.
     unsafe { bpf_probe_read_user(to.cast(), len, address as *const _) == 0 }
+}
+
+/// Reads a string of less than `room` bytes to `to`; its length without its NUL.
+#[inline(always)]
+pub(crate) fn user_string(to: *mut u8, room: u32, address: u64) -> u64 {
+    // SAFETY: the verifier proves `to` writable for `room` bytes.
+    let len = unsafe { bpf_probe_read_user_str(to.cast(), room, address as *const _) };
+    if len > 0 { len as u64 - 1 } else { 0 }
 }
 
 /// Reads a value from kernel memory at `base + offset`.

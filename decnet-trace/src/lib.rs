@@ -19,6 +19,7 @@ pub mod export;
 
 pub mod discover;
 pub mod python;
+pub mod sqlite;
 pub mod symbolize;
 pub mod profile;
 pub mod govern;

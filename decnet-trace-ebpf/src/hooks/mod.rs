@@ -5,3 +5,4 @@ mod proc;
 mod sample;
 mod sock_op;
 mod sock_state;
+mod statement;

@@ -18,6 +18,7 @@ use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 use decnet_trace_common::{
     counter::Counter,
     python::{LAYOUTS_MAX, PyLayout},
+    sqlite::SqliteLayout,
     target::{Control, Target},
 };
 
@@ -80,7 +81,7 @@ impl SockHooks {
 pub struct Bpf {
     /// Dropped before the programs they belong to.
     links: Vec<Link>,
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     sock_hooks: SockHooks,
     rate: u32,
     rings: Vec<RingBuf<MapData>>,
@@ -93,11 +94,12 @@ pub struct Bpf {
     layouts: Array<MapData, PyLayout>,
     /// The layouts in the map, by index.
     known_layouts: Vec<PyLayout>,
+    pub(super) sqlites: Array<MapData, SqliteLayout>,
 }
 
 /// An attachment, which ends when this is dropped.
 #[expect(dead_code, reason = "held for their drop alone")]
-enum Link {
+pub(super) enum Link {
     Typed(BtfTracePointLink),
     Syscall(TracePointLink),
     Sample(PerfEventLink),
@@ -106,6 +108,12 @@ enum Link {
 
 /// Attachments to one process, which end when this is dropped.
 pub struct ProcessProbes(#[expect(dead_code, reason = "held for its drop alone")] Vec<Link>);
+
+impl ProcessProbes {
+    pub(super) const fn new(links: Vec<Link>) -> Self {
+        Self(links)
+    }
+}
 
 /// What one program has cost since it was loaded, while run-time statistics were on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,6 +201,7 @@ impl Bpf {
             control,
             layouts: take_map(&mut ebpf, "PY_LAYOUTS")?,
             known_layouts: Vec::new(),
+            sqlites: take_map(&mut ebpf, "SQLITE_LAYOUTS")?,
             ebpf,
         })
     }
@@ -503,7 +512,7 @@ fn load_btf_tracepoint(ebpf: &mut Ebpf, name: &str, btf: &Btf) -> Result<()> {
         .map_err(|error| refused(&format!("load the hook {name}"), &error))
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
@@ -524,7 +533,7 @@ where
 }
 
 /// What the kernel refused, with the whole chain of reasons on one line.
-fn refused(what: &str, error: &dyn std::error::Error) -> Error {
+pub(super) fn refused(what: &str, error: &dyn std::error::Error) -> Error {
     let mut reasons = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -5,4 +5,5 @@ pub mod features;
 pub mod load;
 pub mod object;
 pub mod offsets;
+mod statements;
 pub mod tracefs;

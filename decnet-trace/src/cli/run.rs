@@ -503,6 +503,9 @@ fn print(outcome: &Outcome, flamegraph: Option<&PathBuf>) -> Result<()> {
             outcome.requests.served as f64 / seconds
         ),
     );
+    if outcome.requests.statements > 0 {
+        line("statements", outcome.requests.statements.to_string());
+    }
     if let Some(usage) = &outcome.usage {
         line(
             "agent",

@@ -12,6 +12,7 @@ pub mod identity;
 mod open;
 pub mod outbound;
 pub mod statement;
+pub mod statements;
 
 use std::{
     cmp::Reverse,

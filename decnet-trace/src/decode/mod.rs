@@ -18,6 +18,8 @@ pub enum Event<'a> {
     Sample(event::Sample, Frames<'a>),
     /// A context copied or ended.
     Lineage(event::Lineage),
+    /// A step of a statement, its text, and the name of its database's file.
+    Statement(event::Statement, &'a [u8], &'a [u8]),
 }
 
 /// The stacks of a sample: addresses and Python frames, innermost first.
@@ -94,6 +96,12 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
         Kind::SockState => Ok(Event::SockState(read(bytes)?.0)),
         Kind::Proc => Ok(Event::Proc(read(bytes)?.0)),
         Kind::Lineage => Ok(Event::Lineage(read(bytes)?.0)),
+        Kind::Statement => {
+            let (step, rest): (event::Statement, _) = read(bytes)?;
+            let (text, rest) = take(rest, usize::from(step.text_len))?;
+            let (file, _) = take(rest, usize::from(step.file_len))?;
+            Ok(Event::Statement(step, text, file))
+        }
         Kind::Sample => {
             let (sample, rest): (event::Sample, _) = read(bytes)?;
             let (kernel, rest) = take(rest, usize::from(sample.kernel) * 8)?;
@@ -125,6 +133,7 @@ impl Record for event::SockState {}
 impl Record for event::Proc {}
 impl Record for event::Sample {}
 impl Record for event::Lineage {}
+impl Record for event::Statement {}
 
 /// Reads a struct from the front of the bytes, wherever they are aligned.
 fn read<T: Record>(bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {

@@ -50,7 +50,8 @@ impl Worker {
             }
             Change::Untrace(tgid, reason) => {
                 self.calls.ended(*tgid);
-                self.decoder.identities.forget_process(*tgid);
+                self.decoder.forget_process(*tgid);
+                self.sqlites.forget(*tgid);
                 // The kernel side has removed one that ended by itself.
                 let _ = self.bpf.targets.remove(tgid);
                 self.live.forget(*tgid);

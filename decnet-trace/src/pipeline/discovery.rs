@@ -14,6 +14,7 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use decnet_trace_common::event::{Proc, ProcWhat, PyFrame, SockState, tcp_state};
 use rustc_hash::{FxBuildHasher, FxHashMap};
+use tracing::debug;
 
 use crate::{
     discover::{Change, Discovery, RouteReader, Runtime, TracedProcess},
@@ -22,6 +23,7 @@ use crate::{
     python::{
         Inspection, Inspector, PyProcess, PythonResolver, QueueProbes, is_worker_loop, retry_after,
     },
+    sqlite::{Finder, Mapped},
 };
 
 /// How many notices may wait. One that does not fit makes the thread look through all processes.
@@ -40,6 +42,9 @@ const ROUTES_AGAIN: Duration = Duration::from_secs(5);
 /// The most services whose routes are looked after.
 const ROUTES_MAX: usize = 1024;
 
+/// How often a process is looked at that may load SQLite yet.
+const SQLITE_EVERY: Duration = Duration::from_secs(20);
+
 /// What the thread found out.
 #[derive(Debug)]
 pub(super) enum Finding {
@@ -57,6 +62,8 @@ pub(super) enum Finding {
     Caller { tgid: u32, code: u64, is_loop: bool },
     /// The routes that a service declares.
     Routes(Box<str>, Vec<Template>),
+    /// A traced process maps SQLite.
+    Sqlite(Box<Mapped>),
 }
 
 /// Something happened to a process.
@@ -82,15 +89,20 @@ impl DiscoveryThread {
     /// Starts the thread. It ends when this is dropped.
     ///
     /// `first` has been applied already; of these processes, the interpreters remain to be looked at.
-    /// `routes`: read what services declare.
-    pub(super) fn start(discovery: Discovery, first: Vec<Change>, routes: bool) -> Result<Self> {
+    /// `routes`: read what services declare; `sqlite`: look for SQLite.
+    pub(super) fn start(
+        discovery: Discovery,
+        first: Vec<Change>,
+        routes: bool,
+        sqlite: bool,
+    ) -> Result<Self> {
         let (notices, inbox) = bounded(NOTICES_MAX);
         let (outbox, findings) = bounded(FINDINGS_MAX);
         let overflowed = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&overflowed);
         thread::Builder::new()
             .name("discover".into())
-            .spawn(move || work(discovery, &inbox, &outbox, &flag, first, routes))
+            .spawn(move || work(discovery, &inbox, &outbox, &flag, first, routes, sqlite))
             .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
         Ok(Self {
             notices,
@@ -156,6 +168,10 @@ struct Looks {
     resolver: PythonResolver,
     /// Processes whose interpreter is still starting: when to look again, and how often that was done.
     waiting: Vec<(Instant, u32, u32)>,
+    /// Finds SQLite, where that is wanted.
+    sqlite: Option<Finder>,
+    /// Processes without SQLite as yet: likewise.
+    without: Vec<(Instant, u32, u32)>,
     routes: Routes,
 }
 
@@ -216,11 +232,13 @@ impl Looks {
                 let TracedProcess { process, .. } = traced.as_ref();
                 if matches!(process.runtime, Runtime::CPython { .. }) {
                     self.look(process.pid, 0, out);
+                    self.look_for_sqlite(process.pid, 0, out);
                 }
                 self.routes.on_trace(traced, out);
             }
             Change::Untrace(pid, _) => {
                 self.waiting.retain(|(_, waiting, _)| waiting != pid);
+                self.without.retain(|(_, without, _)| without != pid);
                 self.resolver.remove(*pid);
             }
         }
@@ -246,11 +264,38 @@ impl Looks {
             self.look(pid, attempt, out);
         }
         self.routes.tick(now, out);
+        let due: Vec<_> = self
+            .without
+            .extract_if(.., |(due, _, _)| *due <= now)
+            .collect();
+        for (_, pid, attempt) in due {
+            self.look_for_sqlite(pid, attempt, out);
+        }
+    }
+
+    /// Looks for SQLite in a process. Programs load it when they import `sqlite3`, which may be at any
+    /// time: until they do, they are looked at again and again, though ever less often.
+    fn look_for_sqlite(&mut self, pid: u32, attempt: u32, out: &mut Vec<Finding>) {
+        let Some(finder) = &mut self.sqlite else {
+            return;
+        };
+        match finder.find(pid) {
+            Ok(found) if found.is_empty() => {
+                let delay = Duration::from_millis(250 << attempt.min(7)).min(SQLITE_EVERY);
+                self.without
+                    .push((Instant::now() + delay, pid, attempt.saturating_add(1)));
+            }
+            Ok(found) => out.extend(found.into_iter().map(|at| Finding::Sqlite(Box::new(at)))),
+            // Its end will be told, where it has ended.
+            Err(error) => debug!("no statements of pid {pid}: {error}"),
+        }
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let waiting = self.waiting.iter().map(|(due, _, _)| *due);
-        waiting.chain(self.routes.next_due()).min()
+        let all = self.waiting.iter().chain(&self.without);
+        all.map(|(due, _, _)| *due)
+            .chain(self.routes.next_due())
+            .min()
     }
 
     fn look(&mut self, pid: u32, attempt: u32, out: &mut Vec<Finding>) {
@@ -281,8 +326,12 @@ fn work(
     overflowed: &AtomicBool,
     first: Vec<Change>,
     routes: bool,
+    sqlite: bool,
 ) {
-    let mut looks = Looks::default();
+    let mut looks = Looks {
+        sqlite: sqlite.then(Finder::default),
+        ..Looks::default()
+    };
     looks.routes.wanted = routes;
     let mut found = Vec::new();
     for change in first {

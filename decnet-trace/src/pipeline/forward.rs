@@ -44,6 +44,15 @@ impl Worker {
             }
         }
         self.decoder.exchanges = exchanges;
+        let mut executed = std::mem::take(&mut self.decoder.executed);
+        for statement in executed.drain(..) {
+            self.requests.statements += 1;
+            let tgid = statement.tgid;
+            if self.calls.made(Outbound::Statement(Box::new(statement))) {
+                self.watch_lineage(tgid);
+            }
+        }
+        self.decoder.executed = executed;
         self.link(now, all);
         self.sampling.tick(now);
         if !self.spans.is_empty() {

@@ -12,6 +12,7 @@ mod live;
 mod measure;
 mod outcome;
 mod processes;
+mod statements;
 mod records;
 mod worker;
 

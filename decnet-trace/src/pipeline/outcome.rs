@@ -30,6 +30,8 @@ pub struct Requests {
     pub served: u64,
     /// Requests that they made.
     pub made: u64,
+    /// Statements that they executed.
+    pub statements: u64,
 }
 
 impl Outcome {

@@ -2,12 +2,23 @@
 
 use std::sync::Arc;
 
-use super::{discovery::DiscoveryThread, live::Live};
+use decnet_trace_common::event;
+
+use super::{discovery::DiscoveryThread, live::Live, statements::Sighting};
 use crate::{
-    correlate::{Correlator, exchange::Exchange, identity::Identities},
+    correlate::{
+        Correlator,
+        exchange::Exchange,
+        identity::{Identities, Identity},
+        statement::Statement,
+        statements::Statements,
+    },
     decode::{Event, decode},
     profile::aggregate::Aggregator,
 };
+
+/// How many databases are noted in a round, to be looked at.
+const SIGHTINGS_MAX: usize = 4;
 
 /// The part of the state that each record goes through; apart from the rest so that the rings can be
 /// read meanwhile.
@@ -16,6 +27,12 @@ pub(super) struct Decoder {
     pub(super) correlator: Correlator,
     pub(super) profile: Option<Aggregator>,
     pub(super) exchanges: Vec<Exchange>,
+    pub(super) statements: Statements,
+    /// Statements that are over.
+    pub(super) executed: Vec<Statement>,
+    /// The libraries, as bits, of which a database should be looked at.
+    pub(super) wanted: u64,
+    pub(super) sightings: Vec<Sighting>,
     pub(super) live: Arc<Live>,
     pub(super) undecoded: u64,
 }
@@ -24,6 +41,42 @@ impl Decoder {
     /// Lets time pass.
     pub(super) fn tick(&mut self, now: u64) {
         self.correlator.tick(now, &mut self.exchanges);
+        self.statements.flush(now, &mut self.executed);
+    }
+
+    /// Records were lost: what is half-seen must not be paired wrongly.
+    pub(super) fn events_lost(&mut self) {
+        self.correlator.events_lost();
+        self.statements.events_lost(&mut self.executed);
+    }
+
+    /// A process has ended.
+    pub(super) fn forget_process(&mut self, tgid: u32) {
+        self.identities.forget_process(tgid);
+        self.statements.forget_process(tgid, &mut self.executed);
+    }
+
+    /// A step of a statement.
+    fn statement(&mut self, step: &event::Statement, text: &[u8], file: &[u8]) {
+        let tgid = step.header.tgid;
+        let begins = step.db != 0 && !text.is_empty();
+        let identity = match begins {
+            true => self.identities.resolve(&step.header, step.context),
+            false => Identity::UNKNOWN,
+        };
+        self.statements
+            .on_step(step, text, file, identity, &mut self.executed);
+        let library = step.library;
+        if begins
+            && self.wanted.unbounded_shr(u32::from(library)) & 1 != 0
+            && self.sightings.len() < SIGHTINGS_MAX
+        {
+            self.sightings.push(Sighting {
+                library,
+                tgid,
+                db: step.db,
+            });
+        }
     }
 
     /// Sends one record where it belongs.
@@ -59,6 +112,7 @@ impl Decoder {
                 }
             }
             Ok(Event::Lineage(step)) => self.identities.on_lineage(&step),
+            Ok(Event::Statement(step, text, file)) => self.statement(&step, text, file),
             Err(_) => self.undecoded += 1,
         }
     }

@@ -26,10 +26,11 @@ use super::{
     outcome::{Outcome, Requests},
     processes::Processes,
     records::Decoder,
+    statements::Sqlites,
 };
 use crate::{
     bpf::load::Bpf,
-    correlate::{Correlator, identity::Identities},
+    correlate::{Correlator, identity::Identities, statements::Statements},
     discover::{Change, Children, Discovery},
     error::{Error, Result},
     export::Exporters,
@@ -101,6 +102,7 @@ pub(super) struct Worker {
     pub(super) processes: Processes,
     pub(super) spans: Vec<Span>,
     pub(super) calls: Calls,
+    pub(super) sqlites: Sqlites,
     pub(super) follow_ends: bool,
     pub(super) requests: Requests,
     pub(super) purposes: u32,
@@ -167,6 +169,10 @@ impl Worker {
                     .filter(|_| profiling)
                     .map(|options| Aggregator::new(options, symbolizer.clone())),
                 exchanges: Vec::new(),
+                statements: Statements::new(),
+                executed: Vec::new(),
+                wanted: 0,
+                sightings: Vec::new(),
                 live: Arc::clone(&live),
                 undecoded: 0,
             },
@@ -185,6 +191,7 @@ impl Worker {
             processes: Processes::default(),
             spans: Vec::new(),
             calls: Calls::new(lineage != Lineage::Off, queues),
+            sqlites: Sqlites::default(),
             follow_ends: lineage == Lineage::On,
             requests: Requests::default(),
             purposes,
@@ -220,7 +227,13 @@ impl Worker {
 
     /// Starts to look for targets.
     pub(super) fn discover(&mut self, discovery: Discovery, first: Vec<Change>) -> Result<()> {
-        self.discovery = Some(DiscoveryThread::start(discovery, first, self.learn_routes)?);
+        let sqlite = self.purposes & flags::SOCKETS != 0;
+        self.discovery = Some(DiscoveryThread::start(
+            discovery,
+            first,
+            self.learn_routes,
+            sqlite,
+        )?);
         Ok(())
     }
 
@@ -297,8 +310,10 @@ impl Worker {
                     info!("{service} declares {} routes", templates.len());
                     self.policy.learn(&service, templates);
                 }
+                Finding::Sqlite(mapped) => self.watch_statements(&mapped),
             }
         }
+        self.learn_databases();
     }
 
     /// Hands over a profile of the stretch of time that has ended.
@@ -369,7 +384,7 @@ impl Worker {
                 lost - self.ring_lost
             );
             self.ring_lost = lost;
-            self.decoder.correlator.events_lost();
+            self.decoder.events_lost();
             self.decoder.identities.events_lost(monotonic());
         }
         Ok(())
@@ -385,6 +400,7 @@ impl Worker {
             .collect();
         all.extend(self.decoder.correlator.counters().iter());
         all.extend(self.counters.iter());
+        all.extend(self.decoder.statements.counters().iter());
         all.push(("records_lost_undecoded", self.decoder.undecoded));
         all.push(("exchanges_lost_unknown_process", self.unknown_process));
         all.extend(self.calls.counters());

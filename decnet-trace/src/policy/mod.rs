@@ -4,6 +4,7 @@
 //! * [`route`]: paths of low cardinality.
 //! * [`template`]: routes as services declare them.
 //! * [`redact`]: what is masked, and [`rules`]: what the configuration adds.
+//! * [`sql`]: statements without their literals.
 //! * [`statement`]: the attributes of database statements.
 //! * [`trace_context`]: the caller's `traceparent` and `tracestate`.
 //! * [`clock`]: from the kernel's time to the wall clock's.
@@ -27,6 +28,7 @@ mod redactor;
 pub mod route;
 pub mod rules;
 mod segment;
+pub mod sql;
 pub mod statement;
 mod target;
 pub mod template;
@@ -108,6 +110,7 @@ pub struct Policy {
     config: PolicyConfig,
     served: Routes,
     called: Routes,
+    sql: sql::Cache,
     ids: Ids,
     counters: Arc<Counters>,
 }
@@ -126,6 +129,7 @@ impl Policy {
         Ok(Self {
             served,
             called: Routes::new(config.routes_max),
+            sql: sql::Cache::default(),
             ids: Ids::new(u128::from_ne_bytes(seeds)),
             config,
             counters,
@@ -280,7 +284,8 @@ impl Policy {
         clock: ClockOffset,
         identity: Identity,
     ) -> Span {
-        let facts = statement::Facts::new(statement);
+        let sql = statement.text.as_ref().map(|text| self.sql.get(text));
+        let facts = statement::Facts::new(statement, sql);
         let start = clock.to_unix(statement.start);
         Span {
             trace_id: identity.trace_id,

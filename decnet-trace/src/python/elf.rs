@@ -16,11 +16,11 @@ const TABLE_MAX: u64 = 256 << 20;
 
 /// What was found in an ELF file. Addresses are those of the file, before relocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Elf {
+pub(crate) struct Elf {
     /// The loaded segments.
-    pub(super) loads: Vec<Load>,
+    pub(crate) loads: Vec<Load>,
     /// The initial image of thread-local storage, if there is one: its size in memory and alignment.
-    pub(super) tls: Option<Tls>,
+    pub(crate) tls: Option<Tls>,
     /// The symbols asked for, in that order.
     symbols: Vec<(&'static str, Symbol)>,
     /// The sections asked for.
@@ -29,45 +29,45 @@ pub(super) struct Elf {
 
 /// A loaded segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Load {
+pub(crate) struct Load {
     /// Offset in the file.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// Address.
-    pub(super) address: u64,
+    pub(crate) address: u64,
     /// Bytes in the file.
-    pub(super) file_size: u64,
+    pub(crate) file_size: u64,
 }
 
 /// The thread-local segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tls {
+pub(crate) struct Tls {
     /// Bytes in memory.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Alignment.
-    pub(super) align: u64,
+    pub(crate) align: u64,
 }
 
 /// A symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Symbol {
+pub(crate) struct Symbol {
     /// Its address; for a thread-local one, its offset in the thread-local segment.
-    pub(super) value: u64,
+    pub(crate) value: u64,
     /// Whether it is thread-local.
-    pub(super) thread_local: bool,
+    pub(crate) thread_local: bool,
 }
 
 /// A range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Range {
+pub(crate) struct Range {
     /// The first address.
-    pub(super) address: u64,
+    pub(crate) address: u64,
     /// Bytes.
-    pub(super) size: u64,
+    pub(crate) size: u64,
 }
 
 impl Elf {
     /// Reads what is asked for from a 64-bit little-endian ELF file for x86-64.
-    pub(super) fn read(
+    pub(crate) fn read(
         file: File,
         symbols: &[&'static str],
         sections: &[&'static str],
@@ -155,7 +155,7 @@ impl Elf {
     }
 
     /// A symbol that was asked for.
-    pub(super) fn symbol(&self, name: &str) -> Option<Symbol> {
+    pub(crate) fn symbol(&self, name: &str) -> Option<Symbol> {
         self.symbols
             .iter()
             .find(|(known, _)| *known == name)
@@ -163,7 +163,7 @@ impl Elf {
     }
 
     /// A section that was asked for.
-    pub(super) fn section(&self, name: &str) -> Option<Range> {
+    pub(crate) fn section(&self, name: &str) -> Option<Range> {
         self.sections
             .iter()
             .find(|(known, _)| *known == name)
@@ -171,7 +171,7 @@ impl Elf {
     }
 
     /// What to add to the file's addresses, where `offset` of the file is mapped at `start`.
-    pub(super) fn bias(&self, start: u64, offset: u64) -> Option<u64> {
+    pub(crate) fn bias(&self, start: u64, offset: u64) -> Option<u64> {
         // The kernel maps whole pages, so a segment's first page starts before the segment.
         let page = |n: u64| n & !0xfff;
         self.loads
@@ -188,7 +188,7 @@ impl Elf {
     }
 
     /// The offset in the file of an address.
-    pub(super) fn file_offset(&self, address: u64) -> Option<u64> {
+    pub(crate) fn file_offset(&self, address: u64) -> Option<u64> {
         self.loads.iter().find_map(|load| {
             let inside = address.checked_sub(load.address)?;
             (inside < load.file_size).then(|| load.offset.checked_add(inside))?

@@ -14,21 +14,21 @@ const MAPS_MAX: u64 = 64 << 20;
 
 /// A file mapped into a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct MappedFile {
+pub(crate) struct MappedFile {
     /// Its path, as the process's own mount namespace names it.
-    pub(super) path: String,
+    pub(crate) path: String,
     /// Where its lowest mapping starts.
-    pub(super) start: u64,
+    pub(crate) start: u64,
     /// Where that mapping ends.
-    pub(super) end: u64,
+    pub(crate) end: u64,
     /// Which offset in the file is mapped at `start`.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// The device, as maps prints it, and the inode: the file's identity.
-    pub(super) identity: (String, u64),
+    pub(crate) identity: (String, u64),
 }
 
 /// The distinct files that a process maps, in the order of their addresses.
-pub(super) fn mapped_files(pid: u32) -> Result<Vec<MappedFile>, ReadError> {
+pub(crate) fn mapped_files(pid: u32) -> Result<Vec<MappedFile>, ReadError> {
     let mut text = Vec::new();
     let maps = File::open(format!("/proc/{pid}/maps")).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => ReadError::Denied,
@@ -85,14 +85,14 @@ fn parse_line(line: &str) -> Option<MappedFile> {
 
 impl MappedFile {
     /// Opens the very file that is mapped, deleted or in another mount namespace though it may be.
-    pub(super) fn open(&self, pid: u32) -> io::Result<File> {
+    pub(crate) fn open(&self, pid: u32) -> io::Result<File> {
         File::open(self.host_path(pid))
     }
 
     /// A path by which this process reaches the file: through the traced process's root, in its own
     /// (where the traced process has only changed its root), or, where neither has it, through the
     /// mapping itself, as long as that lasts.
-    pub(super) fn host_path(&self, pid: u32) -> PathBuf {
+    pub(crate) fn host_path(&self, pid: u32) -> PathBuf {
         let path = self.path.strip_suffix(" (deleted)").unwrap_or(&self.path);
         let through_root =
             Path::new(&format!("/proc/{pid}/root")).join(path.trim_start_matches('/'));
@@ -104,14 +104,14 @@ impl MappedFile {
     }
 
     /// The file's name without its folder.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         let path = self.path.strip_suffix(" (deleted)").unwrap_or(&self.path);
         path.rsplit('/').next().unwrap_or(path)
     }
 }
 
 /// The path of the program that a process executes, as its own mount namespace names it.
-pub(super) fn executable(pid: u32) -> Option<PathBuf> {
+pub(crate) fn executable(pid: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/exe")).ok()
 }
 

@@ -16,11 +16,13 @@ const ALLOWED: &[(i32, &str)] = &[
     (67, "get_stack: the stacks of a sample"),
     (112, "probe_read_user: payload, interpreters"),
     (113, "probe_read_kernel: sockets, files, tasks"),
+    (114, "probe_read_user_str: statements, names of databases"),
     (115, "probe_read_kernel_str: names"),
     (118, "jiffies64: how long a request waited"),
     (130, "ringbuf_output: hands a record over"),
     (134, "ringbuf_query: how full a ring is"),
     (158, "get_current_task_btf: the running task"),
+    (174, "get_attach_cookie: which library was hit"),
     (175, "task_pt_regs: the arguments of its system call"),
     (181, "loop: walks a Python stack"),
 ];
