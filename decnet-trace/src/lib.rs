@@ -16,6 +16,7 @@ pub mod span;
 pub mod sampling;
 pub mod metrics;
 pub mod export;
+pub mod store;
 
 pub mod discover;
 pub mod python;

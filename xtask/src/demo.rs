@@ -4,6 +4,7 @@ use std::{
     ffi::OsString,
     fs,
     os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
     process::{Child, ExitStatus},
     sync::{
         Arc,
@@ -45,13 +46,12 @@ pub fn run(duration: Duration, args: &[OsString]) -> Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("cannot watch signals")?;
     }
-    let agent = run::build()?;
+    let program = run::build()?;
     let venv = Venv::web()?;
-    let profile = paths::workspace().join("target/demo/flamegraph.svg");
-    if let Some(folder) = profile.parent() {
-        fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
-    }
+    let folder = paths::workspace().join("target/demo");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let profile = folder.join("flamegraph.svg");
+    let store = folder.join("store");
 
     let mut services = Vec::new();
     for (event_loop, http) in [(Loop::Uvloop, Http::Httptools), (Loop::Asyncio, Http::H11)] {
@@ -85,7 +85,7 @@ pub fn run(duration: Duration, args: &[OsString]) -> Result<()> {
         })
         .collect();
 
-    let mut command = run::as_root(agent)?;
+    let mut command = run::as_root(program.clone())?;
     command.arg("run");
     for service in &services {
         command.arg("--pid").arg(service.pid.to_string());
@@ -94,6 +94,8 @@ pub fn run(duration: Duration, args: &[OsString]) -> Result<()> {
         .args(["--duration", &duration.as_secs().to_string(), "--summary"])
         .arg("--profile-out")
         .arg(&profile)
+        .arg("--store")
+        .arg(&store)
         .args(args);
     let shown: Vec<_> = command
         .get_args()
@@ -133,6 +135,23 @@ pub fn run(duration: Duration, args: &[OsString]) -> Result<()> {
     }
     if profile.exists() {
         say(format!("flamegraph: {}", profile.display()));
+    }
+    slowest(program, &store)
+}
+
+/// Shows the slowest requests of the store, with the calls that they made.
+fn slowest(program: PathBuf, store: &Path) -> Result<()> {
+    let mut command = run::as_root(program)?;
+    command
+        .args(["requests", "--slowest", "3", "--store"])
+        .arg(store);
+    say(format!(
+        "the slowest: decnet-trace requests --slowest 3 --store {}",
+        store.display()
+    ));
+    let status = command.status().context("cannot start decnet-trace")?;
+    if !status.success() {
+        bail!("decnet-trace requests ended with {status}");
     }
     Ok(())
 }

@@ -10,8 +10,10 @@ mod ps;
 mod record;
 mod redact;
 mod report;
+mod requests;
 mod run;
 mod sampling;
+mod store;
 mod top;
 mod wait;
 
@@ -44,6 +46,7 @@ enum Verb {
     Record(record::RecordArgs),
     Top(top::TopArgs),
     Dump(dump::DumpArgs),
+    Requests(requests::RequestsArgs),
     Ps(ps::PsArgs),
     Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
@@ -64,6 +67,7 @@ impl Cli {
             Verb::Record(args) => record::run(args),
             Verb::Top(args) => top::run(args),
             Verb::Dump(args) => dump::run(&args),
+            Verb::Requests(args) => requests::run(&args),
             Verb::Ps(args) => ps::run(&args),
             Verb::Doctor(args) => doctor::run(&args),
             Verb::Config(args) => config::run(&args),

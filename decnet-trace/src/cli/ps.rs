@@ -235,13 +235,13 @@ fn table(rows: &[Row<'_>], width: usize, coloured: bool) -> String {
 }
 
 /// The text without what a terminal would obey: a process may call itself anything.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '?' } else { c })
         .collect()
 }
 
-fn cut(text: &str, width: usize) -> String {
+pub(super) fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
@@ -251,7 +251,7 @@ fn cut(text: &str, width: usize) -> String {
 }
 
 /// The columns of the terminal that standard output is.
-fn terminal_width() -> usize {
+pub(super) fn terminal_width() -> usize {
     // SAFETY: all-zero bytes are a valid winsize.
     let mut size: libc::winsize = unsafe { std::mem::zeroed() };
     // SAFETY: TIOCGWINSZ writes a winsize to the address given, which is one.

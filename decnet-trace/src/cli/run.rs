@@ -12,7 +12,10 @@ use clap::Args;
 use toml::Value;
 use tracing::{info, warn};
 
-use super::wait::{Hangup, Stop};
+use super::{
+    store::StoreArgs,
+    wait::{Hangup, Stop},
+};
 use crate::{
     bpf::load::LoadOptions,
     config::{Flag, Loaded, Loader, Settings},
@@ -86,6 +89,9 @@ pub(super) struct RunArgs {
         help_heading = "Output"
     )]
     metrics_token_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    store: StoreArgs,
 
     /// Write a flamegraph to this file at the end.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
@@ -377,6 +383,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
         export: ExportConfig {
             otlp,
             spans_file: path(&settings.files.spans),
+            store: args.store.config(),
             summary: summary.then(SummaryConfig::default),
             metrics: None,
             events: Some(Arc::clone(events::global())),

@@ -3,6 +3,7 @@
 //! * [`otlp`]: to a collector.
 //! * [`file`]: to a file.
 //! * [`prometheus`]: metrics, to whoever asks for them.
+//! * [`store`]: to an SQLite file.
 //! * [`summary`]: to a table at the end.
 
 use std::{
@@ -22,6 +23,7 @@ mod histogram;
 pub mod otlp;
 pub mod prometheus;
 mod queue;
+pub mod store;
 pub mod summary;
 
 pub use otlp::OtlpConfig;
@@ -29,6 +31,7 @@ use otlp::Stop;
 pub use prometheus::PrometheusConfig;
 pub use queue::Limits;
 use queue::{BATCH_MAX, Batch, Queue};
+pub use store::Profiles;
 pub use summary::{Summary, SummaryConfig};
 
 use tokio::sync::watch;
@@ -37,6 +40,7 @@ use crate::{
     error::Result,
     metrics::SharedMetrics,
     span::Span,
+    store::StoreConfig,
     telemetry::{Count, Counters, events::Events},
 };
 
@@ -47,6 +51,8 @@ pub struct ExportConfig {
     pub otlp: Option<OtlpConfig>,
     /// The file that spans are written to.
     pub spans_file: Option<PathBuf>,
+    /// The store.
+    pub store: Option<StoreConfig>,
     /// What is summed up.
     pub summary: Option<SummaryConfig>,
     /// The metrics that are sent along with spans.
@@ -67,6 +73,7 @@ pub struct Exporters {
     listener: Option<JoinHandle<()>>,
     metrics: Option<SharedMetrics>,
     events: Option<Arc<Events>>,
+    profiles: Option<Profiles>,
     summary: Option<Mutex<Summary>>,
     counters: Arc<Counters>,
     reopener: Reopener,
@@ -122,6 +129,7 @@ impl Exporters {
             listener: None,
             metrics: config.metrics,
             events: config.events,
+            profiles: None,
             summary: config
                 .summary
                 .map(|config| Mutex::new(Summary::new(config))),
@@ -129,7 +137,7 @@ impl Exporters {
             reopener: Reopener::default(),
         };
         let started = exporters
-            .start_sinks(config.otlp, config.spans_file)
+            .start_sinks(config.otlp, config.spans_file, config.store)
             .and_then(|()| exporters.listen(config.prometheus));
         match started {
             Ok(()) => Ok(exporters),
@@ -140,7 +148,12 @@ impl Exporters {
         }
     }
 
-    fn start_sinks(&mut self, otlp: Option<OtlpConfig>, file: Option<PathBuf>) -> Result<()> {
+    fn start_sinks(
+        &mut self,
+        otlp: Option<OtlpConfig>,
+        file: Option<PathBuf>,
+        store: Option<StoreConfig>,
+    ) -> Result<()> {
         let counters = &self.counters;
         let queue_of = |limits, full| Arc::new(Queue::new(limits, Arc::clone(counters), full));
         if let Some(path) = file {
@@ -173,6 +186,20 @@ impl Exporters {
                 thread,
                 stopped: Count::OtlpStopped,
             });
+        }
+        if let Some(config) = store {
+            let queue = queue_of(store::LIMITS, Count::StoreQueueFull);
+            if let Some((thread, profiles)) =
+                store::start(config, Arc::clone(&queue), Arc::clone(counters))?
+            {
+                self.profiles = Some(profiles);
+                self.sinks.push(Sink {
+                    name: "store",
+                    queue,
+                    thread,
+                    stopped: Count::StoreStopped,
+                });
+            }
         }
         Ok(())
     }
@@ -215,6 +242,11 @@ impl Exporters {
     /// What lets the files of spans be opened anew.
     pub fn reopener(&self) -> Reopener {
         self.reopener.clone()
+    }
+
+    /// Where profiles for the store go in, where there is one.
+    pub fn profiles(&self) -> Option<&Profiles> {
+        self.profiles.as_ref()
     }
 
     /// How much waits in front of each sink. What was sent and lost stands in [`Counters`].

@@ -193,6 +193,26 @@ impl Queue {
         }
     }
 
+    /// Like [`Self::next_blocking`], but gives back nothing once that time is over.
+    pub(super) fn next_within(&self, time: Duration) -> Option<Vec<Arc<Batch>>> {
+        let until = Instant::now() + time;
+        loop {
+            let mut state = self.lock();
+            let due = match self.next_of(&mut state) {
+                Next::Take(batches) => return (!batches.is_empty()).then_some(batches),
+                Next::Wait(due) => due.map_or(until, |due| due.min(until)),
+            };
+            let now = Instant::now();
+            if now >= until {
+                return Some(Vec::new());
+            }
+            drop(
+                self.condvar
+                    .wait_timeout(state, due.saturating_duration_since(now)),
+            );
+        }
+    }
+
     /// Like [`Self::next_blocking`], for one consumer in a runtime.
     pub(super) async fn next(&self) -> Option<Vec<Arc<Batch>>> {
         loop {
@@ -364,6 +384,26 @@ mod tests {
         queue.push(batch(&[6]));
         assert_eq!(starts(&queue.next_blocking().unwrap()), [6]);
         assert!(begin.elapsed() >= Duration::from_millis(20));
+    }
+
+    /// A consumer that has other things to do gets nothing after its time, and what is due before.
+    #[test]
+    fn waits_no_longer_than_asked() {
+        let (queue, _) = queue(100, usize::MAX);
+        assert!(
+            queue
+                .next_within(Duration::from_millis(5))
+                .unwrap()
+                .is_empty()
+        );
+        queue.push(batch(&[1]));
+        assert!(queue.next_within(Duration::ZERO).unwrap().is_empty());
+        assert_eq!(
+            starts(&queue.next_within(Duration::from_secs(60)).unwrap()),
+            [1]
+        );
+        queue.stop(Instant::now() + Duration::from_secs(1));
+        assert!(queue.next_within(Duration::from_secs(60)).is_none());
     }
 
     /// A consumer that waits is woken by the first span, and by the stop; then it gets what is left.

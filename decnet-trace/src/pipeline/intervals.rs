@@ -25,7 +25,8 @@ pub(super) struct Intervals {
 pub(super) struct IntervalClock {
     every: Duration,
     begun: Instant,
-    out: Sender<(Counts, profile::Meta)>,
+    /// `None` once there is nothing more to come.
+    out: Option<Sender<(Counts, profile::Meta)>>,
     lost: u64,
 }
 
@@ -35,7 +36,7 @@ pub(super) fn intervals(every: Duration, symbolizer: Client) -> (IntervalClock, 
     let clock = IntervalClock {
         every,
         begun: Instant::now(),
-        out,
+        out: Some(out),
         lost: 0,
     };
     (clock, Intervals { counts, symbolizer })
@@ -45,6 +46,12 @@ impl Intervals {
     /// The next profile, if it comes in that time.
     pub(super) fn next(&self, timeout: Duration) -> Option<Profile> {
         let (counts, meta) = self.counts.recv_timeout(timeout).ok()?;
+        Some(collect(counts, &self.symbolizer, meta, PATIENCE))
+    }
+
+    /// The next profile, when it comes; `None` when there is nothing more to come.
+    pub(super) fn wait(&self) -> Option<Profile> {
+        let (counts, meta) = self.counts.recv().ok()?;
         Some(collect(counts, &self.symbolizer, meta, PATIENCE))
     }
 }
@@ -63,9 +70,15 @@ impl IntervalClock {
     /// Hands a stretch's counts over. What the reader has no room for is counted.
     pub(super) fn send(&mut self, counts: Counts, meta: profile::Meta) {
         let samples: u64 = counts.stacks.iter().map(|counted| counted.count).sum();
-        if self.out.try_send((counts, meta)).is_err() {
+        let sent = self.out.as_ref().map(|out| out.try_send((counts, meta)));
+        if !matches!(sent, Some(Ok(()))) {
             self.lost += samples;
         }
+    }
+
+    /// Lets the reader know that there is nothing more to come.
+    pub(super) fn end(&mut self) {
+        self.out = None;
     }
 
     /// Samples that the reader had no room for.
@@ -127,5 +140,9 @@ mod tests {
             assert_eq!(reader.next(Duration::ZERO).unwrap().total(), count);
         }
         assert!(reader.next(Duration::ZERO).is_none());
+        clock.send(counts(9), meta());
+        clock.end();
+        assert_eq!(reader.wait().unwrap().total(), 9);
+        assert!(reader.wait().is_none());
     }
 }

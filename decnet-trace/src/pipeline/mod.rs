@@ -10,6 +10,7 @@ mod handing;
 mod intervals;
 mod live;
 mod measure;
+mod minutes;
 mod outcome;
 mod processes;
 mod statements;
@@ -28,6 +29,7 @@ use std::{
 use crossbeam_channel::Sender;
 use intervals::Intervals;
 pub use live::{Live, Python, Tally};
+use minutes::Minutes;
 pub use outcome::{Outcome, Requests, is_loss};
 
 use crate::{
@@ -41,7 +43,7 @@ use crate::{
     ingest::Ingest,
     metrics::{MetricsConfig, SharedMetrics},
     policy::{Policy, PolicyConfig},
-    profile,
+    profile::{self, sum::Sum},
     python::PythonResolver,
     sampling::{Sampling, SamplingConfig},
     symbolize,
@@ -143,10 +145,29 @@ impl Pipeline {
         )
         .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
         let ingest = Ingest::new(bpf.take_rings())?;
-        let (clock, intervals) = config
-            .interval
+        // A store gets samples whether or not somebody else wants a profile.
+        let store = exporters.profiles().filter(|_| config.load.rate > 0);
+        let interval = config.interval.or(store.map(|_| minutes::EVERY));
+        let profile = config
+            .profile
+            .or(store.map(|_| profile::aggregate::Options {
+                native: true,
+                kernel: true,
+                ..Default::default()
+            }));
+        let (clock, mut intervals) = interval
             .map(|every| intervals::intervals(every, symbolizer.clone()))
             .unzip();
+        let minutes = match store.filter(|_| config.interval.is_none()) {
+            Some(store) => intervals.take().map(|intervals| {
+                let sum = config.profile.map(|options| Sum::new(options.stacks_max));
+                Minutes::start(intervals, store.clone(), sum)
+            }),
+            None => None,
+        };
+        let minutes = minutes
+            .transpose()
+            .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
         let live = Arc::new(Live::default());
         let mut worker = worker::Worker::new(worker::Parts {
             ingest,
@@ -162,8 +183,9 @@ impl Pipeline {
             reconfigured,
             lineage: config.lineage,
             queues: config.queues,
-            profile: config.profile,
+            profile,
             clock,
+            minutes,
             live: Arc::clone(&live),
             children,
             rate: config.load.rate,

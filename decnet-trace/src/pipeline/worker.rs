@@ -23,6 +23,7 @@ use super::{
     intervals::IntervalClock,
     live::{Live, Python},
     measure::Measure,
+    minutes::Minutes,
     outcome::{Outcome, Requests},
     processes::Processes,
     records::Decoder,
@@ -80,6 +81,7 @@ pub(super) struct Parts {
     pub(super) queues: bool,
     pub(super) profile: Option<profile::aggregate::Options>,
     pub(super) clock: Option<IntervalClock>,
+    pub(super) minutes: Option<Minutes>,
     pub(super) live: Arc<Live>,
     pub(super) children: Children,
     pub(super) rate: u32,
@@ -118,6 +120,7 @@ pub(super) struct Worker {
     pub(super) usage: Option<SelfUsage>,
     pub(super) report: Option<Report>,
     pub(super) interval: Option<IntervalClock>,
+    pub(super) minutes: Option<Minutes>,
     pub(super) live: Arc<Live>,
     learn_routes: bool,
     reconfigured: Receiver<PolicyConfig>,
@@ -142,6 +145,7 @@ impl Worker {
             queues,
             profile,
             clock: interval,
+            minutes,
             live,
             children,
             rate,
@@ -177,6 +181,7 @@ impl Worker {
                 undecoded: 0,
             },
             interval,
+            minutes,
             live,
             bpf,
             ingest,
@@ -441,6 +446,10 @@ impl Worker {
         self.follow();
         self.forward(now, true);
         let duration = self.started.elapsed();
+        if let Some(interval) = &mut self.interval {
+            interval.end();
+        }
+        let minutes = self.minutes.take().map(Minutes::end);
         let profile = self.decoder.profile.as_mut().map(|aggregator| {
             let dropped = aggregator.dropped();
             let meta = profile::Meta {
@@ -451,6 +460,10 @@ impl Worker {
                 lost: dropped.stacks_full + dropped.processes_full + self.ring_lost,
             };
             collect(aggregator.take(), &self.symbolizer, meta, SYMBOLIZE_MAX)
+        });
+        let profile = profile.and_then(|last| match minutes {
+            Some(minutes) => minutes.finish(last),
+            None => Some(last),
         });
         let counters = Arc::clone(&self.counters);
         let meter = std::mem::replace(&mut self.meter, CostMeter::new(Instant::now()));

@@ -4,6 +4,7 @@
 //! * [`interpreter`]: which native functions stand for Python frames.
 //! * [`merge`]: one stack out of the Python, native and kernel frames of a sample.
 //! * [`collect`]: counts and resolved stacks become a [`Profile`].
+//! * [`sum`]: profiles of one stretch of time after another become one.
 //! * [`label`]: how a frame reads in text.
 //! * [`top`]: the functions that took the time.
 //! * [`formats`]: flamegraph, folded, pprof, speedscope, pstats.
@@ -18,6 +19,7 @@ pub mod interpreter;
 pub mod label;
 pub mod merge;
 pub mod output;
+pub mod sum;
 pub mod top;
 
 /// What a frame is.

@@ -65,6 +65,21 @@ counters! {
     FileQueueFull = "file_spans_lost_queue_full",
     /// Spans still unwritten when the agent stopped.
     FileStopped = "file_spans_lost_at_stop",
+
+    /// Spans written to the store.
+    StoreWritten = "store_spans_written",
+    /// Samples written to the store.
+    StoreSamplesWritten = "store_samples_written",
+    /// Writes to the store that failed.
+    StoreFailedWrites = "store_writes_failed",
+    /// Spans dropped, oldest first, because the store's queue was full.
+    StoreQueueFull = "store_spans_lost_queue_full",
+    /// Spans dropped because the store broke and could not be begun anew.
+    StoreBroken = "store_spans_lost_broken",
+    /// Spans still unwritten when the agent stopped.
+    StoreStopped = "store_spans_lost_at_stop",
+    /// Samples dropped because profiles came faster than they could be stored, or could not be at all.
+    StoreSamplesLost = "store_samples_lost",
 }
 
 /// The values of all counters; shared by the threads that count.

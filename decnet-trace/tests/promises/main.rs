@@ -42,7 +42,7 @@ fn run_to_end(command: &mut Command) -> Ended {
 fn agent(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_decnet-trace"));
     command
-        .arg("run")
+        .args(["run", "--store", "off"])
         .args(args)
         .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
         .env_remove("DECNET_OTEL_ENDPOINT");

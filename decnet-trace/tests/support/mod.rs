@@ -57,6 +57,10 @@ impl Agent {
             .args(args)
             .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
             .env_remove("DECNET_OTEL_ENDPOINT");
+        // Nothing of a test goes to the machine's own store.
+        if !args.contains(&"--store") {
+            command.args(["--store", "off"]);
+        }
         let mut process = Process::start(&mut command, &folder.path().join("log")).unwrap();
         process
             .wait_for(PATIENCE, |log| log.contains("attached:").then_some(()))

@@ -246,7 +246,7 @@ fn refused(setup: &Setup, services: &Services, progress: &Progress) -> Result<Ve
     })?;
     let service = services.service(None)?;
     let plain = super::services::scenario("plain")?;
-    let args = ["run", "--pid", &idle.pid().to_string()].map(str::to_owned);
+    let args = ["run", "--store", "off", "--pid", &idle.pid().to_string()].map(str::to_owned);
     let agent = Tool::agent(&setup.agent, &args)?;
     let mut prices = Vec::new();
     for _ in 0..STRETCHES {

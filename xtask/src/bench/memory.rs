@@ -34,7 +34,7 @@ use crate::bed::{
 const PER_HOST: usize = 20_000;
 
 /// What the agent does meanwhile: the promise of docs is for spans and a profile.
-const ARGS: [&str; 8] = [
+const ARGS: [&str; 10] = [
     "--rate",
     "19",
     "--profile-out",
@@ -42,6 +42,8 @@ const ARGS: [&str; 8] = [
     "--spans-file",
     "/dev/null",
     "--summary",
+    "--store",
+    "off",
     "--pid",
 ];
 

@@ -286,6 +286,8 @@ fn latency(
             "run",
             "--pid",
             &service.pid.to_string(),
+            "--store",
+            "off",
             "--spans-file",
             "{}/spans",
         ];
