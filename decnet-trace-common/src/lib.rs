@@ -8,6 +8,7 @@
 //! * [`offsets`]: where the running kernel keeps the struct fields that the hooks read.
 //! * [`python`]: where a CPython keeps what the kernel reads of it.
 //! * [`sqlite`]: where an SQLite keeps what the kernel reads of it.
+//! * [`thread`]: what the kernel lists of each thread when asked.
 //! * [`counter`]: everything that the kernel side counts.
 //! * [`limits`]: sizes that both sides must agree on.
 #![no_std]
@@ -19,6 +20,7 @@ pub mod offsets;
 pub mod python;
 pub mod sqlite;
 pub mod target;
+pub mod thread;
 
 /// Asserts at compile time that a type has this size and an alignment of at most eight bytes (what a
 /// ring buffer guarantees).

@@ -64,6 +64,18 @@ pub struct KernelOffsets {
     pub socket_sk: u32,
     /// `struct sock.sk_protocol`
     pub sock_protocol: u32,
+    /// `struct task_struct.__state`; [`ABSENT`] where the kernel lacks it, like the next three.
+    pub task_state: u32,
+    /// `struct task_struct.on_cpu`
+    pub task_on_cpu: u32,
+    /// `struct task_struct.nvcsw`
+    pub task_nvcsw: u32,
+    /// `struct task_struct.nivcsw`
+    pub task_nivcsw: u32,
+    /// `struct task_struct.sched_info.last_queued`; [`ABSENT`] where the kernel lacks it, like the next.
+    pub task_last_queued: u32,
+    /// `struct task_struct.sched_info.last_arrival`
+    pub task_last_arrival: u32,
     /// Zero.
     pub reserved: u32,
 }
@@ -71,5 +83,5 @@ pub struct KernelOffsets {
 /// The offset of a field that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
-assert_layout! { KernelOffsets = 112 }
+assert_layout! { KernelOffsets = 136 }
 pod!(KernelOffsets);

@@ -61,6 +61,7 @@ fn profile() -> Profile {
             duration: Duration::from_secs(10),
             command: "python -m app <main> & \"more\"".into(),
             lost: 3,
+            wall: false,
         },
         samples: stacks
             .into_iter()

@@ -6,3 +6,4 @@ mod sample;
 mod sock_op;
 mod sock_state;
 mod statement;
+mod threads;

@@ -1,12 +1,12 @@
 //! Loads the eBPF object, chooses the hooks that this kernel can carry, and attaches them.
 
-use std::{num::NonZeroU32, path::Path};
+use std::{num::NonZeroU32, os::fd::AsFd as _, path::Path};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{
-        BtfTracePoint, PerfEvent, ProgramError, TracePoint, UProbe,
+        BtfTracePoint, Iter, PerfEvent, ProgramError, TracePoint, UProbe,
         perf_event::{PerfEventConfig, PerfEventLink, PerfEventScope, SamplePolicy, SoftwareEvent},
         tp_btf::BtfTracePointLink,
         trace_point::TracePointLink,
@@ -17,6 +17,7 @@ use aya::{
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 use decnet_trace_common::{
     counter::Counter,
+    offsets::{ABSENT, KernelOffsets},
     python::{LAYOUTS_MAX, PyLayout},
     sqlite::SqliteLayout,
     target::{Control, Target},
@@ -26,6 +27,7 @@ use super::{
     btf::KernelBtf,
     object,
     offsets::{Resolved, resolve_offsets},
+    threads::ThreadLister,
     tracefs::with_tracefs,
 };
 use crate::{
@@ -83,6 +85,8 @@ pub struct Bpf {
     links: Vec<Link>,
     pub(super) ebpf: Ebpf,
     sock_hooks: SockHooks,
+    /// Whether the kernel has what [`Self::list_threads`] needs.
+    threads_listed: bool,
     rate: u32,
     rings: Vec<RingBuf<MapData>>,
     /// Keeps the rings' outer map, whose slots the kernel clears with it.
@@ -193,6 +197,7 @@ impl Bpf {
         Ok(Self {
             links: Vec::new(),
             sock_hooks,
+            threads_listed: lists_threads(&offsets),
             rate: options.rate,
             rings,
             _outer: outer,
@@ -333,6 +338,30 @@ impl Bpf {
         Ok(ProcessProbes(links))
     }
 
+    /// A lister of the traced processes' threads.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot list them, or refuses.
+    pub fn list_threads(&mut self) -> Result<ThreadLister> {
+        if !self.threads_listed {
+            return Err(Error::unsupported(
+                "this kernel does not say which threads are on a CPU; leave --wall and --idle out",
+            ));
+        }
+        let btf = Btf::from_sys_fs()
+            .map_err(|error| refused("read the kernel's type information", &error))?;
+        let program = program::<Iter>(&mut self.ebpf, "list_threads")?;
+        program
+            .load("task", &btf)
+            .map_err(|error| refused("load the iterator list_threads", &error))?;
+        let fd = program
+            .fd()
+            .and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?))
+            .map_err(|error| refused("use the iterator list_threads", &error))?;
+        Ok(ThreadLister::new(fd))
+    }
+
     /// Detaches every hook; the maps stay until this is dropped.
     pub fn detach(&mut self) {
         self.links.clear();
@@ -441,6 +470,18 @@ impl Bpf {
         aya_log::EbpfLogger::init(&mut self.ebpf)
             .map_err(|error| Error::failed(format!("cannot read the eBPF programs' log: {error}")))
     }
+}
+
+/// Whether the fields that the iterator reads are all there.
+fn lists_threads(offsets: &KernelOffsets) -> bool {
+    [
+        offsets.task_state,
+        offsets.task_on_cpu,
+        offsets.task_nvcsw,
+        offsets.task_nivcsw,
+    ]
+    .iter()
+    .all(|&offset| offset != ABSENT)
 }
 
 /// How long a tick of the kernel's clock is, in nanoseconds: the resolution of the clocks that it

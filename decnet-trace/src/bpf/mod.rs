@@ -6,4 +6,5 @@ pub mod load;
 pub mod object;
 pub mod offsets;
 mod statements;
+pub mod threads;
 pub mod tracefs;

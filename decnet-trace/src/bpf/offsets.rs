@@ -78,6 +78,12 @@ pub fn resolve_offsets(btf: &KernelBtf) -> Result<Resolved, MissingOffsets> {
         file_private_data: fallback("file", "private_data"),
         socket_sk: fallback("socket", "sk"),
         sock_protocol: need("sock", "sk_protocol"),
+        task_state: optional("task_struct", "__state"),
+        task_on_cpu: optional("task_struct", "on_cpu"),
+        task_nvcsw: optional("task_struct", "nvcsw"),
+        task_nivcsw: optional("task_struct", "nivcsw"),
+        task_last_queued: optional("task_struct", "sched_info.last_queued"),
+        task_last_arrival: optional("task_struct", "sched_info.last_arrival"),
         reserved: 0,
     };
     if names.is_empty() {

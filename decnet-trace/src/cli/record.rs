@@ -18,13 +18,14 @@ use crate::{
     error::{Error, Exit, Result},
     profile::{
         Profile,
+        aggregate::Waiting,
         formats::{self, Format},
         label::Style,
         output::check_writable,
     },
 };
 
-/// Sample what processes do on the CPU, and write a profile.
+/// Sample what processes do on the CPU (or by time, with --wall), and write a profile.
 ///
 /// Ends after --duration, with the processes, or by Ctrl-C, and writes what was recorded by then. The
 /// processes are not stopped meanwhile.
@@ -43,6 +44,14 @@ pub(super) struct RecordArgs {
     /// Stop after so many seconds.
     #[arg(long, short, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..=86_400 * 365))]
     duration: Option<u64>,
+
+    /// Sample by time instead of CPU time: every thread that runs, could run, or waits for a disk.
+    #[arg(long, short, conflicts_with_all = ["native", "kernel"])]
+    wall: bool,
+
+    /// Sample threads that are idle too: that wait for the network, a lock, a timer (implies --wall).
+    #[arg(long, short, conflicts_with_all = ["native", "kernel"])]
+    idle: bool,
 
     /// Write to this file; - is standard output [default: profile.EXT]
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
@@ -116,7 +125,7 @@ pub(super) fn run(args: RecordArgs) -> Result<Exit> {
         threads: args.threads,
     };
     let stop = Stop::watch()?;
-    let mut sampling = args.sampling.start(args.threads)?;
+    let mut sampling = args.sampling.start(args.threads, args.waiting())?;
     let started = Instant::now();
     let deadline = args
         .duration
@@ -140,6 +149,16 @@ pub(super) fn run(args: RecordArgs) -> Result<Exit> {
     };
     report(&place, &outcome, profile, tally, note.as_deref());
     Ok(Exit::Done)
+}
+
+impl RecordArgs {
+    const fn waiting(&self) -> Waiting {
+        match (self.wall, self.idle) {
+            (_, true) => Waiting::All,
+            (true, false) => Waiting::Active,
+            (false, false) => Waiting::No,
+        }
+    }
 }
 
 fn save(profile: &Profile, format: Format, style: &Style, output: &Output) -> Result<()> {

@@ -86,7 +86,10 @@ pub(super) fn report(
         let _ = writeln!(text, "lost: {}", losses.join(", "));
     }
     if profile.total() == 0 {
-        text.push_str("no samples: the processes were not seen on a CPU\n");
+        text.push_str(match profile.meta.wall {
+            true => "no samples: no thread was seen that was not idle\n",
+            false => "no samples: the processes were not seen on a CPU\n",
+        });
     }
     table(
         &top::functions(profile),

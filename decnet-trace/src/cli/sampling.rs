@@ -20,7 +20,7 @@ use crate::{
     export::ExportConfig,
     pipeline::{Config, Lineage, Outcome, Pipeline, Python},
     policy::PolicyConfig,
-    profile::aggregate::Options,
+    profile::aggregate::{Options, Waiting},
     sampling::SamplingConfig,
     telemetry::log,
 };
@@ -89,8 +89,8 @@ impl SamplingArgs {
     /// # Errors
     ///
     /// When the kernel or the privileges can't, or a process cannot be sampled.
-    pub(super) fn start(&self, threads: bool) -> Result<Sampling> {
-        self.begin(threads, Terminal::Shared, None)
+    pub(super) fn start(&self, threads: bool, waiting: Waiting) -> Result<Sampling> {
+        self.begin(threads, waiting, Terminal::Shared, None)
     }
 
     /// Likewise, with threads apart and a profile of each stretch of time that long. A command that it
@@ -100,12 +100,13 @@ impl SamplingArgs {
     ///
     /// As [`Self::start`].
     pub(super) fn start_by_interval(&self, interval: Duration) -> Result<Sampling> {
-        self.begin(true, Terminal::Ours, Some(interval))
+        self.begin(true, Waiting::No, Terminal::Ours, Some(interval))
     }
 
     fn begin(
         &self,
         threads: bool,
+        waiting: Waiting,
         terminal: Terminal,
         interval: Option<Duration>,
     ) -> Result<Sampling> {
@@ -148,6 +149,7 @@ impl SamplingArgs {
                 kernel: self.kernel,
                 threads,
                 gil_only: self.gil,
+                waiting,
                 ..Options::default()
             }),
             interval,

@@ -59,6 +59,9 @@ impl Worker {
                     let now = self.clock.to_unix(monotonic());
                     measure.metrics.lock().ended(*tgid, now);
                 }
+                if let Some(wall) = &self.wall {
+                    wall.remove(*tgid);
+                }
                 if self.processes.resource(*tgid).is_some() {
                     debug!("no longer tracing pid {tgid}: {reason:?}");
                     self.processes.end(*tgid, monotonic());
@@ -106,6 +109,9 @@ impl Worker {
         }
         self.live.set_python(process.pid, Python::Read);
         info!("reading CPython {} (pid {})", process.version, process.pid);
+        if let Some(wall) = &self.wall {
+            wall.add(process);
+        }
         self.calls.understood(process);
     }
 

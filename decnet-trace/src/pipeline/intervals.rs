@@ -118,6 +118,7 @@ mod tests {
             duration: Duration::from_secs(1),
             command: String::new(),
             lost: 0,
+            wall: false,
         }
     }
 

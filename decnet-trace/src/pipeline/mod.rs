@@ -15,6 +15,7 @@ mod outcome;
 mod processes;
 mod statements;
 mod records;
+mod wall;
 mod worker;
 
 use std::{
@@ -31,6 +32,7 @@ use intervals::Intervals;
 pub use live::{Live, Python, Tally};
 use minutes::Minutes;
 pub use outcome::{Outcome, Requests, is_loss};
+use wall::Wall;
 
 use crate::{
     bpf::{
@@ -43,7 +45,7 @@ use crate::{
     ingest::Ingest,
     metrics::{MetricsConfig, SharedMetrics},
     policy::{Policy, PolicyConfig},
-    profile::{self, sum::Sum},
+    profile::{self, aggregate::Waiting, sum::Sum},
     python::PythonResolver,
     sampling::{Sampling, SamplingConfig},
     symbolize,
@@ -168,6 +170,11 @@ impl Pipeline {
         let minutes = minutes
             .transpose()
             .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
+        let waiting = config.profile.map(|options| options.waiting);
+        let wall = match waiting.filter(|which| *which != Waiting::No) {
+            Some(which) => Some(Wall::start(bpf.list_threads()?, config.load.rate, which)?),
+            None => None,
+        };
         let live = Arc::new(Live::default());
         let mut worker = worker::Worker::new(worker::Parts {
             ingest,
@@ -190,6 +197,7 @@ impl Pipeline {
             children,
             rate: config.load.rate,
             programs_log: config.load.log,
+            wall,
             bpf,
         })?;
         // Targets first: from the moment a hook is attached, it knows whom it is for.

@@ -28,6 +28,7 @@ use super::{
     processes::Processes,
     records::Decoder,
     statements::Sqlites,
+    wall::Wall,
 };
 use crate::{
     bpf::load::Bpf,
@@ -86,6 +87,7 @@ pub(super) struct Parts {
     pub(super) children: Children,
     pub(super) rate: u32,
     pub(super) programs_log: bool,
+    pub(super) wall: Option<Wall>,
 }
 
 /// The state of the thread.
@@ -124,6 +126,8 @@ pub(super) struct Worker {
     pub(super) live: Arc<Live>,
     learn_routes: bool,
     reconfigured: Receiver<PolicyConfig>,
+    /// Samples the threads on no CPU, where that was asked for.
+    pub(super) wall: Option<Wall>,
 }
 
 impl Worker {
@@ -150,6 +154,7 @@ impl Worker {
             children,
             rate,
             programs_log,
+            wall,
         } = parts;
         let profiling = profile.is_some() && rate > 0;
         let purposes = [
@@ -183,6 +188,7 @@ impl Worker {
             interval,
             minutes,
             live,
+            wall,
             bpf,
             ingest,
             policy,
@@ -279,9 +285,14 @@ impl Worker {
             ingest,
             decoder,
             discovery,
+            wall,
             ..
         } = self;
-        Ok(ingest.hand_on(horizon, |bytes| decoder.record(bytes, discovery.as_ref())))
+        // Before what happened since: an `exec` among it makes these of another program.
+        let waiting = wall.as_ref().map_or(0, |wall| {
+            wall.hand_on(|bytes| decoder.record(bytes, discovery.as_ref()))
+        });
+        Ok(waiting + ingest.hand_on(horizon, |bytes| decoder.record(bytes, discovery.as_ref())))
     }
 
     /// Does what the discovery thread found out.
@@ -327,7 +338,8 @@ impl Worker {
             return;
         };
         let dropped = profile.dropped();
-        let lost = dropped.stacks_full + dropped.processes_full;
+        let waiting = self.wall.as_ref().map_or(0, Wall::lost);
+        let lost = dropped.stacks_full + dropped.processes_full + waiting;
         self.live.set_lost(self.ring_lost + lost);
         let Some(interval) = &mut self.interval else {
             return;
@@ -339,6 +351,7 @@ impl Worker {
                 duration,
                 command: self.processes.names(),
                 lost,
+                wall: self.wall.is_some(),
             };
             interval.send(profile.take(), meta);
         }
@@ -422,6 +435,9 @@ impl Worker {
             all.push(("samples_lost_stacks_full", dropped.stacks_full));
             all.push(("samples_lost_processes_full", dropped.processes_full));
         }
+        if let Some(wall) = &self.wall {
+            all.extend(wall.counters());
+        }
         if let Some(interval) = &self.interval {
             all.push(("samples_lost_not_shown", interval.lost()));
         }
@@ -450,6 +466,7 @@ impl Worker {
             interval.end();
         }
         let minutes = self.minutes.take().map(Minutes::end);
+        let waiting = self.wall.as_ref().map_or(0, Wall::lost);
         let profile = self.decoder.profile.as_mut().map(|aggregator| {
             let dropped = aggregator.dropped();
             let meta = profile::Meta {
@@ -457,7 +474,8 @@ impl Worker {
                 start: self.started_unix,
                 duration,
                 command: self.processes.names(),
-                lost: dropped.stacks_full + dropped.processes_full + self.ring_lost,
+                lost: dropped.stacks_full + dropped.processes_full + self.ring_lost + waiting,
+                wall: self.wall.is_some(),
             };
             collect(aggregator.take(), &self.symbolizer, meta, SYMBOLIZE_MAX)
         });

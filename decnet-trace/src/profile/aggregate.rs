@@ -11,6 +11,18 @@ use crate::{
     symbolize::{Client, ProcessId, RawStack, StackId},
 };
 
+/// Which threads that are on no CPU are sampled too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Waiting {
+    /// None: the profile is one of CPU time.
+    #[default]
+    No,
+    /// Those that could run but have no CPU, or wait for a disk or a page.
+    Active,
+    /// All that have a Python stack.
+    All,
+}
+
 /// Which samples and frames are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -22,6 +34,8 @@ pub struct Options {
     pub threads: bool,
     /// Only samples of threads that held the GIL count.
     pub gil_only: bool,
+    /// Threads on no CPU are sampled too, at the same rate.
+    pub waiting: Waiting,
     /// The most distinct stacks between two calls of [`Aggregator::take`].
     pub stacks_max: usize,
 }
@@ -33,6 +47,7 @@ impl Default for Options {
             kernel: false,
             threads: false,
             gil_only: false,
+            waiting: Waiting::No,
             stacks_max: 16 * 1024,
         }
     }
@@ -330,6 +345,7 @@ mod tests {
             duration: Duration::from_secs(1),
             command: String::new(),
             lost: 0,
+            wall: false,
         };
         collect(aggregator.take(), client, meta, Duration::from_secs(10))
     }

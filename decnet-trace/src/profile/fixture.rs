@@ -42,6 +42,7 @@ pub(crate) fn profile(samples: &[(u32, &[Frame], u64)]) -> Profile {
             duration: Duration::from_secs(10),
             command: "python app.py".into(),
             lost: 3,
+            wall: false,
         },
         samples: samples
             .iter()

@@ -118,6 +118,8 @@ pub struct Meta {
     pub command: String,
     /// Samples taken but lost, for every reason.
     pub lost: u64,
+    /// Threads were sampled whether they ran or not: samples stand for time, not for CPU time.
+    pub wall: bool,
 }
 
 impl Meta {

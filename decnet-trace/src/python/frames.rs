@@ -37,6 +37,21 @@ pub fn walk(
     walk_from(memory, layout, frame, max, frames)
 }
 
+/// The same, with a mark for each of the interpreter's own frames, as the kernel side makes it: stacks
+/// read by both are equal where they are the same.
+pub(super) fn walk_marked(
+    memory: &impl Memory,
+    layout: &PyLayout,
+    thread_state: u64,
+    max: usize,
+    frames: &mut Vec<PyFrame>,
+) -> End {
+    let Some(frame) = top(memory, layout, thread_state) else {
+        return End::Broken;
+    };
+    walk_with(memory, layout, frame, max, true, frames)
+}
+
 /// The innermost frame of a thread; 0 where it runs none.
 fn top(memory: &impl Memory, layout: &PyLayout, thread_state: u64) -> Option<u64> {
     let top = memory
@@ -52,8 +67,19 @@ fn top(memory: &impl Memory, layout: &PyLayout, thread_state: u64) -> Option<u64
 pub(super) fn walk_from(
     memory: &impl Memory,
     layout: &PyLayout,
+    frame: u64,
+    max: usize,
+    frames: &mut Vec<PyFrame>,
+) -> End {
+    walk_with(memory, layout, frame, max, false, frames)
+}
+
+fn walk_with(
+    memory: &impl Memory,
+    layout: &PyLayout,
     mut frame: u64,
     max: usize,
+    marks: bool,
     frames: &mut Vec<PyFrame>,
 ) -> End {
     let mut block = [0; FRAME_SIZE_MAX];
@@ -74,7 +100,7 @@ pub(super) fn walk_from(
         let Some((python, previous)) = read_frame(layout, block) else {
             return End::Broken;
         };
-        if let Some(python) = python {
+        if python.code != 0 || marks {
             frames.push(python);
             left -= 1;
         }
@@ -87,8 +113,9 @@ pub(super) fn walk_from(
     }
 }
 
-/// Picks the frame and the next outer one out of the bytes of one.
-fn read_frame(layout: &PyLayout, block: &[u8]) -> Option<(Option<PyFrame>, u64)> {
+/// Picks the frame and the next outer one out of the bytes of one; a frame of the interpreter's own is one
+/// without a code object.
+fn read_frame(layout: &PyLayout, block: &[u8]) -> Option<(PyFrame, u64)> {
     let word = |at: u16| {
         let bytes = block.get(usize::from(at)..)?.first_chunk::<8>()?;
         Some(u64::from_le_bytes(*bytes))
@@ -99,24 +126,24 @@ fn read_frame(layout: &PyLayout, block: &[u8]) -> Option<(Option<PyFrame>, u64)>
         return None;
     }
     let previous = word(layout.previous)?;
-    if layout.owner != ABSENT && layout.owner_shim != ABSENT {
-        let owner = *block.get(usize::from(layout.owner))?;
-        if u16::from(owner) >= layout.owner_shim {
-            return Some((None, previous));
-        }
-    }
     let instr = if lasti {
         let bytes = block.get(usize::from(layout.instr)..)?.first_chunk::<4>()?;
         u64::from(u32::from_le_bytes(*bytes))
     } else {
         word(layout.instr)?
     };
+    if layout.owner != ABSENT && layout.owner_shim != ABSENT {
+        let owner = *block.get(usize::from(layout.owner))?;
+        if u16::from(owner) >= layout.owner_shim {
+            return Some((PyFrame { code: 0, instr }, previous));
+        }
+    }
     let code = word(layout.code)? & !u64::from(layout.code_tag);
     if code == 0 {
         // From 3.13 on a frame that has returned loses its code.
         return None;
     }
-    Some((Some(PyFrame { code, instr }), previous))
+    Some((PyFrame { code, instr }, previous))
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ mod runtime;
 mod stack;
 mod thread_state;
 mod version;
+mod waiting;
 
 pub use asyncio::{Task, TaskState, tasks};
 pub use check::{Inspection, Inspector, LineageProbes, PyProcess, Unsupported, retry_after};

@@ -72,7 +72,7 @@ pub fn stacks(
                 name: thread.map_or_else(String::new, |thread| thread.name.clone()),
                 thread_state: state.address,
                 interpreter: state.interpreter_id,
-                holds_gil: holds_gil(process, &memory, state),
+                holds_gil: holds_gil(process, &memory, state.address),
                 idle: thread.is_none_or(|thread| thread.state != 'R'),
                 frames,
                 end,
@@ -147,15 +147,16 @@ fn thread_of<'a>(
     find(told.or(state.native_id)?)
 }
 
-fn holds_gil(process: &PyProcess, memory: &impl Memory, state: &ThreadState) -> bool {
+/// Whether the thread with this thread state holds the GIL.
+pub(super) fn holds_gil(process: &PyProcess, memory: &impl Memory, state: u64) -> bool {
     let layout = &process.layout;
     if let Some(field) = Layout::get(layout.thread_gil) {
         return memory
-            .u32(state.address.wrapping_add(field))
+            .u32(state.wrapping_add(field))
             .is_ok_and(|word| word & layout.thread_gil_mask != 0);
     }
     Layout::get(layout.runtime_current_thread)
-        .is_some_and(|field| memory.u64(process.runtime.wrapping_add(field)) == Ok(state.address))
+        .is_some_and(|field| memory.u64(process.runtime.wrapping_add(field)) == Ok(state))
 }
 
 /// Reads a stack until it is the same twice, and whole.

@@ -19,6 +19,10 @@ const ALLOWED: &[(i32, &str)] = &[
     (114, "probe_read_user_str: statements, names of databases"),
     (115, "probe_read_kernel_str: names"),
     (118, "jiffies64: how long a request waited"),
+    (
+        127,
+        "seq_write: a line of the list of threads, to the agent that reads it",
+    ),
     (130, "ringbuf_output: hands a record over"),
     (134, "ringbuf_query: how full a ring is"),
     (158, "get_current_task_btf: the running task"),
@@ -34,6 +38,7 @@ const KINDS: &[&str] = &[
     "perf_event",
     "uprobe",
     "uretprobe",
+    "iter/task",
     ".text",
 ];
 

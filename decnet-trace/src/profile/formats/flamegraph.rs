@@ -27,7 +27,10 @@ pub fn write(profile: &Profile, style: &Style, out: &mut dyn Write) -> io::Resul
         .collect();
     let mut palette = palette(profile, style);
     let mut options = Options::default();
-    options.title = "CPU profile".to_owned();
+    options.title = match profile.meta.wall {
+        true => "Wall-clock profile".to_owned(),
+        false => "CPU profile".to_owned(),
+    };
     options.subtitle = Some(subtitle(profile));
     options.count_name = "samples".to_owned();
     options.deterministic = true;

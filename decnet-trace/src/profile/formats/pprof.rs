@@ -121,8 +121,8 @@ mod proto {
     }
 }
 
-/// Writes the profile: two values for each sample (`samples/count` and `cpu/nanoseconds`, the latter
-/// the default), labels `pid`, `process`, and where threads are kept apart `tid` and `thread`.
+/// Writes the profile: two values for each sample (`samples/count` and `cpu/nanoseconds`, or
+/// `wall/nanoseconds` where threads were sampled that did not run, the latter the default), labels `pid`, `process`, and where threads are kept apart `tid` and `thread`.
 ///
 /// # Errors
 ///
@@ -140,8 +140,8 @@ fn encode(profile: &Profile) -> proto::Profile {
         r#type: builder.string("samples"),
         unit: builder.string("count"),
     };
-    let cpu = proto::ValueType {
-        r#type: builder.string("cpu"),
+    let time = proto::ValueType {
+        r#type: builder.string(if profile.meta.wall { "wall" } else { "cpu" }),
         unit: builder.string("nanoseconds"),
     };
     let keys = ["pid", "process", "tid", "thread"].map(|key| builder.string(key));
@@ -181,7 +181,7 @@ fn encode(profile: &Profile) -> proto::Profile {
         builder.string(&format!("{} samples lost", profile.meta.lost)),
     ];
     proto::Profile {
-        sample_type: vec![samples, cpu],
+        sample_type: vec![samples, time],
         sample,
         mapping: builder.mappings,
         location: builder.locations,
@@ -189,10 +189,10 @@ fn encode(profile: &Profile) -> proto::Profile {
         string_table: builder.strings,
         time_nanos: signed(profile.meta.start),
         duration_nanos: i64::try_from(profile.meta.duration.as_nanos()).unwrap_or(i64::MAX),
-        period_type: Some(cpu),
+        period_type: Some(time),
         period,
         comment,
-        default_sample_type: cpu.r#type,
+        default_sample_type: time.r#type,
     }
 }
 
