@@ -45,7 +45,7 @@ pub(super) fn start(
     reopener: Reopener,
 ) -> Result<JoinHandle<()>> {
     let (file, is_regular, is_cut) = open(path).map_err(|error| {
-        Error::failed(format_args!(
+        Error::usage(format_args!(
             "cannot write spans to {}: {error}; give --spans-file a path that can be written",
             path.display()
         ))

@@ -47,6 +47,9 @@ const BATCH_BYTES: usize = 256 * 1024;
 /// How often a thread that ran while it was read is tried again.
 const TRIES: u32 = 4;
 
+/// The most ticks that one looks back at.
+const TICKS_MAX: u32 = 100;
+
 /// A change of what is sampled.
 enum Command {
     Add(Box<PyProcess>),
@@ -67,7 +70,7 @@ pub(super) struct Wall {
 struct Lost {
     /// The thread ran whenever it was read.
     moved: AtomicU64,
-    /// The pipeline did not keep up, or this thread did not.
+    /// This thread had no CPU in time, or the pipeline did not keep up.
     late: AtomicU64,
 }
 
@@ -220,22 +223,12 @@ impl Sampler {
                 }
             }
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            self.tick();
+            // This one, and those before it that there was no CPU for.
+            let behind = Instant::now().saturating_duration_since(due).as_nanos();
+            let ticks = 1 + u32::try_from(behind / self.period.as_nanos().max(1)).unwrap_or(0);
+            due += self.period * ticks;
+            self.tick(ticks);
             self.hand_over();
-            due += self.period;
-            let behind = Instant::now().saturating_duration_since(due);
-            if behind > self.period {
-                // Ticks that fell out are samples of each thread that the last one was of.
-                let missed = (behind.as_nanos() / self.period.as_nanos().max(1)) as u32;
-                let each: usize = self
-                    .processes
-                    .iter()
-                    .map(|process| process.known.len())
-                    .sum();
-                let lost = u64::from(missed) * each as u64;
-                self.lost.late.fetch_add(lost, Ordering::Relaxed);
-                due += self.period * missed;
-            }
         }
     }
 
@@ -257,9 +250,10 @@ impl Sampler {
         }
     }
 
-    fn tick(&mut self) {
+    /// Takes the samples of as many ticks.
+    fn tick(&mut self, ticks: u32) {
         let mut processes = std::mem::take(&mut self.processes);
-        processes.retain_mut(|sampled| match self.sample(sampled) {
+        processes.retain_mut(|sampled| match self.sample(sampled, ticks) {
             Ok(()) => true,
             Err(error) => {
                 let tgid = sampled.process.pid;
@@ -270,61 +264,42 @@ impl Sampler {
         self.processes = processes;
     }
 
-    /// Samples one process's threads.
-    fn sample(&mut self, sampled: &mut Sampled) -> io::Result<()> {
+    /// Samples one process's threads. One that has not run since the tick before was in the same place at
+    /// all of these; what another did at the earlier ones, nobody knows.
+    fn sample(&mut self, sampled: &mut Sampled, ticks: u32) -> io::Result<()> {
         sampled.threads.read(&mut self.bytes, &mut self.listed)?;
         sampled.round += 1;
         let now = monotonic();
+        let again = ticks.min(TICKS_MAX);
+        let (mut late, mut unmoved) = (0, 0);
         self.unread.clear();
         for thread in &self.listed {
+            let mut known = sampled.known.get_mut(&thread.tid);
+            if let Some(known) = &mut known {
+                // Also of one that is left out: as long as it does not run, it stays right.
+                known.round = sampled.round;
+            }
             if !self.is_wanted(thread) {
-                // What is known of it is kept: as long as it does not run, it stays right.
-                if let Some(known) = sampled.known.get_mut(&thread.tid) {
-                    known.round = sampled.round;
-                }
                 continue;
             }
-            match sampled.known.get_mut(&thread.tid) {
+            match known {
                 Some(known) if known.switches == thread.switches => {
-                    known.round = sampled.round;
-                    emit(&mut self.batch, &known.record, now);
+                    for _ in 0..again {
+                        emit(&mut self.batch, &known.record, now);
+                    }
+                    unmoved += 1;
                 }
                 _ => self.unread.push(*thread),
             }
         }
+        late += u64::from(ticks - again) * unmoved;
+        late += u64::from(ticks - 1) * self.unread.len() as u64;
+        self.lost.late.fetch_add(late, Ordering::Relaxed);
         for _ in 0..TRIES {
             if self.unread.is_empty() {
                 break;
             }
-            for thread in &self.unread {
-                let known = sampled.known.entry(thread.tid).or_default();
-                known.round = sampled.round;
-                known.switches = thread.switches;
-                read(
-                    &sampled.process,
-                    thread,
-                    &mut self.frames,
-                    &mut known.record,
-                );
-            }
-            sampled.threads.read(&mut self.bytes, &mut self.listed)?;
-            for thread in std::mem::take(&mut self.unread) {
-                let found = self.listed.iter().find(|listed| listed.tid == thread.tid);
-                match found {
-                    Some(after) if after.on_cpu == 0 && after.switches == thread.switches => {
-                        if let Some(known) = sampled.known.get(&thread.tid) {
-                            emit(&mut self.batch, &known.record, now);
-                        }
-                    }
-                    Some(after) => {
-                        // What was read may be of two moments.
-                        sampled.known.remove(&thread.tid);
-                        self.unread.push(*after);
-                    }
-                    // It has ended.
-                    None => _ = sampled.known.remove(&thread.tid),
-                }
-            }
+            self.read_all(sampled, now)?;
         }
         self.lost
             .moved
@@ -332,6 +307,45 @@ impl Sampler {
         // Threads that have ended.
         let round = sampled.round;
         sampled.known.retain(|_, known| known.round == round);
+        Ok(())
+    }
+
+    /// Reads the threads that are not known; those that ran meanwhile are left.
+    fn read_all(&mut self, sampled: &mut Sampled, now: u64) -> io::Result<()> {
+        for thread in &self.unread {
+            let known = sampled.known.entry(thread.tid).or_default();
+            known.round = sampled.round;
+            known.switches = thread.switches;
+            read(
+                &sampled.process,
+                thread,
+                &mut self.frames,
+                &mut known.record,
+            );
+        }
+        sampled.threads.read(&mut self.bytes, &mut self.listed)?;
+        self.unread.retain_mut(|thread| {
+            let found = self.listed.iter().find(|listed| listed.tid == thread.tid);
+            match found {
+                Some(after) if after.on_cpu == 0 && after.switches == thread.switches => {
+                    if let Some(known) = sampled.known.get(&thread.tid) {
+                        emit(&mut self.batch, &known.record, now);
+                    }
+                    false
+                }
+                Some(after) => {
+                    // What was read may be of two moments.
+                    sampled.known.remove(&thread.tid);
+                    *thread = *after;
+                    true
+                }
+                // It has ended.
+                None => {
+                    sampled.known.remove(&thread.tid);
+                    false
+                }
+            }
+        });
         Ok(())
     }
 

@@ -67,6 +67,7 @@ pub fn stacks(
             let (raw, end, consistent) = read_stack(&memory, process, state.address);
             let mut frames = Vec::with_capacity(raw.len());
             resolver.resolve_stack(process.pid, &raw, &mut frames);
+            frames.retain(|frame| !frame.as_ref().is_some_and(PythonLocation::is_internal));
             ThreadStack {
                 tid: thread.map(|thread| thread.tid),
                 name: thread.map_or_else(String::new, |thread| thread.name.clone()),

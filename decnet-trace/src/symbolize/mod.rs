@@ -332,6 +332,7 @@ impl Worker {
                 continue;
             }
             let frame = match self.found.pop().flatten() {
+                Some(location) if location.is_internal() => continue,
                 Some(location) => Frame {
                     kind: FrameKind::Python,
                     name: location.name,

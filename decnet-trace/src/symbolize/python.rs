@@ -17,6 +17,15 @@ pub struct PythonLocation {
     pub first_line: u32,
 }
 
+impl PythonLocation {
+    /// Whether this is code of the interpreter's own, which its programs do not see: between a class that
+    /// is called and its `__init__`, 3.12 on have a frame for what comes after (`_Py_InitCleanup`,
+    /// Python/specialize.c), whose file is called like its function.
+    pub fn is_internal(&self) -> bool {
+        &*self.name == "__init__" && &*self.file == "__init__"
+    }
+}
+
 /// Reads Python frames out of traced processes. Called on the symbolizer's thread, soon after the
 /// sample, while the code objects are likely to be alive.
 pub trait PythonFrames: Send {

@@ -51,7 +51,7 @@ fn outputs() {
     let missing = folder.path().join("missing/file");
     for path in [missing.as_path(), folder.path()] {
         let path = path.to_str().unwrap();
-        refused(&mut agent(&["--spans-file", path]), 1, path);
+        refused(&mut agent(&["--spans-file", path]), 2, path);
         refused(&mut agent(&["--profile-out", path]), 2, path);
     }
     refused(

@@ -1,0 +1,295 @@
+//! CPU time: whose it is, against programs that know.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::process::CommandExt as _,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use xtask::bed::venv::default_python;
+
+use super::support::{
+    AGENT, Python, RATE, Recorder, Running, Stacks, alone, assert_share, can_run, folded, long,
+    program, py_spy, pythons, record, reported, said, stacks, total, with,
+};
+
+/// On every CPython, the shares of two functions are those of the work that they do, every stack is one
+/// that the program can have, with lines of its functions, and the samples are complete.
+#[test]
+fn shares_are_true() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    // Function, the lines of its body, who calls it.
+    let main = "<module>/main";
+    let possible = BTreeMap::from([
+        ("<module>".to_owned(), 26..=27),
+        (main.to_owned(), 17..=23),
+        (format!("{main}/heavy"), 7..=9),
+        (format!("{main}/light"), 12..=14),
+    ]);
+    for python in pythons() {
+        let name = python.name();
+        let running = Running::start(&python, "mix.py", &["60"]);
+        let (stacks, report) = reported(&["-r", RATE, "-p", &running.pid(), "-d", "2"]);
+        let all = total(&stacks);
+        // At most one in a thousand, and one at all.
+        let outside = said(&report, "outside Python");
+        assert!(outside <= 1 + all / 1000, "{name}: {report}");
+        assert_eq!(said(&report, "lost"), 0, "{name}: {report}");
+        assert!(all > 200, "{name}: {all} samples");
+        assert_share(with(&stacks, "heavy"), all, 0.7, &name);
+        assert_share(with(&stacks, "light"), all, 0.3, &name);
+        for frames in stacks.keys() {
+            let mut path = String::new();
+            for frame in frames {
+                let (function, place) = frame.split_once(" (").unwrap();
+                path += if path.is_empty() { "" } else { "/" };
+                path += function;
+                let (file, line) = place.trim_end_matches(')').rsplit_once(':').unwrap();
+                assert!(file.ends_with("mix.py"), "{name}: {frames:?}");
+                let lines = possible.get(&path);
+                assert!(
+                    lines.is_some_and(|lines| lines.contains(&line.parse().unwrap())),
+                    "{name}: impossible stack {frames:?}"
+                );
+            }
+        }
+    }
+}
+
+/// A stack too deep is cut at its outer end, marked so, and its inner end is right.
+#[test]
+fn deep_recursion_is_marked() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    for python in pythons() {
+        let running = Running::start(&python, "deep.py", &[]);
+        let stacks = stacks(&["-p", &running.pid(), "-d", "1"]);
+        assert!(total(&stacks) > 100);
+        for (frames, count) in &stacks {
+            assert_eq!(frames[0], "[truncated]", "{count} × {frames:?}");
+            assert!(frames.len() > 128, "{} frames", frames.len());
+            let (last, dives) = frames[1..].split_last().unwrap();
+            assert!(last.starts_with("spin ("), "{last}");
+            assert!(dives.iter().all(|frame| frame.starts_with("dive (")));
+        }
+    }
+}
+
+/// A thread without the GIL is seen, natively where asked for, and left out by `--gil`; threads are
+/// kept apart by `--threads`.
+#[test]
+fn threads_without_the_gil_are_told_apart() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    for python in pythons() {
+        let name = python.name();
+        let running = Running::start(&python, "squeeze.py", &[]);
+        let pid = running.pid();
+        let plain = stacks(&["-p", &pid, "-d", "1", "--threads", "--native"]);
+        let all = total(&plain);
+        assert!(all > 100, "{name}: {all} samples");
+        assert_share(with(&plain, "squeeze"), all, 1.0, &name);
+        assert!(
+            plain.keys().all(|frames| frames[0].starts_with("thread (")),
+            "{name}"
+        );
+        // The names of the library's functions are there unless it is stripped.
+        let native = plain.keys().filter(|frames| {
+            let last = frames.last().unwrap();
+            !last.contains(".py:")
+        });
+        assert!(native.count() > 0, "{name}: {plain:?}");
+        let held = stacks(&["-p", &pid, "-d", "1", "--gil"]);
+        assert!(
+            total(&held) < all / 4,
+            "{name}: {} of {all} held the GIL",
+            total(&held)
+        );
+    }
+}
+
+/// Children are sampled only where asked for: forks, and Python programs that are executed.
+#[test]
+fn children_are_sampled_when_asked_for() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    let Some(python) = pythons().pop() else {
+        return;
+    };
+    for follow in [false, true] {
+        let mut running = Running::start(&python, "family.py", &[]);
+        let pid = running.pid();
+        let mut arguments = vec!["-p", &pid];
+        if follow {
+            arguments.push("--subprocesses");
+        }
+        let recorder = Recorder::start(&arguments);
+        running.stdin.write_all(b"go\n").unwrap();
+        let (stacks, rest) = recorder.finish();
+        assert!(with(&stacks, "parent") > 50, "{stacks:?}\n{rest}");
+        for child in ["forked", "executed"] {
+            assert_eq!(
+                with(&stacks, child) > 50,
+                follow,
+                "{child}: {stacks:?}\n{rest}"
+            );
+        }
+    }
+}
+
+/// A command is recorded to its own end: the samples are the CPU time that it used, but for the start of
+/// its interpreter, and an exit status that is not zero is told.
+#[test]
+fn a_command_is_recorded_to_its_end() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("out.folded");
+    let script = program("mix.py");
+    let output = record(&[
+        "-r",
+        RATE,
+        "-o",
+        file.to_str().unwrap(),
+        "--",
+        "python3",
+        script.to_str().unwrap(),
+        "2",
+        "7",
+    ]);
+    let report = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{report}");
+    assert!(
+        report.contains("python3 ended with exit status: 7"),
+        "{report}"
+    );
+    assert!(report.contains("heavy ("), "{report}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let used: f64 = said.lines().last().unwrap()["used ".len()..]
+        .parse()
+        .unwrap();
+    let stacks = folded(&fs::read_to_string(file).unwrap());
+    let expected = used * 997.0;
+    let seen = total(&stacks) as f64;
+    assert!(
+        seen > 0.75 * expected && seen < 1.1 * expected + 10.0,
+        "{seen} samples of {expected}"
+    );
+}
+
+/// Where the target ends, recording does, and what was recorded is written.
+#[test]
+fn ends_with_its_target() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    let Some(python) = pythons().pop() else {
+        return;
+    };
+    let mut running = Running::start(&python, "mix.py", &["60"]);
+    let recorder = Recorder::start(&["-p", &running.pid()]);
+    std::thread::sleep(Duration::from_secs(2));
+    running.child.kill().unwrap();
+    let (stacks, _) = recorder.finish();
+    assert!(with(&stacks, "heavy") > 100, "{stacks:?}");
+}
+
+/// Ctrl-C ends a recording and the command with it, and the profile is written.
+#[test]
+fn interrupt_writes_the_profile() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("out.svg");
+    let mut recorder = Command::new(AGENT)
+        .args(["record", "-o", file.to_str().unwrap(), "--", "python3"])
+        .arg(program("mix.py"))
+        .arg("60")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(recorder.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    std::thread::sleep(Duration::from_secs(2));
+    // As a terminal does it: to all of the foreground.
+    let group = rustix::process::Pid::from_child(&recorder);
+    rustix::process::kill_process_group(group, rustix::process::Signal::INT).unwrap();
+    let status = recorder.wait().unwrap();
+    let mut report = String::new();
+    recorder
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut report)
+        .unwrap();
+    assert!(status.success(), "{report}");
+    assert!(fs::read_to_string(&file).unwrap().contains("heavy ("));
+}
+
+/// py-spy, at the same time on the same process, sees the same shares.
+#[test]
+fn agrees_with_py_spy() {
+    if !can_run() {
+        return;
+    }
+    let Some(py_spy) = py_spy() else {
+        return;
+    };
+    let _alone = alone();
+    let seconds = long(6).to_string();
+    let python = Python::at(default_python().unwrap());
+    let running = Running::start(&python, "mix.py", &["600"]);
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("spy");
+    let mut spy = Command::new(py_spy)
+        .args([
+            "record",
+            "-r",
+            "100",
+            "-d",
+            &seconds,
+            "-f",
+            "raw",
+            "-p",
+            &running.pid(),
+            "-o",
+        ])
+        .arg(&file)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let ours = stacks(&["-p", &running.pid(), "-d", &seconds]);
+    assert!(spy.wait().unwrap().success());
+    let theirs = folded(&fs::read_to_string(file).unwrap());
+    let share = |stacks: &Stacks| with(stacks, "heavy") as f64 / total(stacks) as f64;
+    let few = total(&ours).min(total(&theirs)) as f64;
+    assert!(few > 100.0, "{few} samples");
+    // Five standard deviations of the one with fewer samples, and 1 %.
+    let error = 5.0 * (0.21 / few).sqrt() + 0.01;
+    let (ours, theirs) = (share(&ours), share(&theirs));
+    println!("heavy: {ours:.3}, as py-spy sees it {theirs:.3}, ± {error:.3}");
+    assert!((ours - theirs).abs() < error, "{ours} {theirs}");
+}

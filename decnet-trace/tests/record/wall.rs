@@ -1,0 +1,152 @@
+//! Time: threads that wait are sampled as often as those that run.
+
+use std::{
+    fs,
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use tempfile::TempDir;
+use xtask::bed::venv::default_python;
+
+use super::support::{
+    Python, Running, Stacks, alone, can_run, folded, long, py_spy, pythons, reported, said, total,
+    with,
+};
+
+/// Samples per second: those of threads that wait are read from outside, and take time.
+const RATE: u64 = 97;
+
+/// Seconds.
+const LONG: u64 = 3;
+
+/// Records by time; what was seen, and how many samples were lost: of threads that ran on while they were
+/// read, and where this machine had no CPU for the recorder when it was time.
+fn wall(pid: &str, seconds: u64, more: &[&str]) -> (Stacks, u64) {
+    let (rate, seconds) = (RATE.to_string(), seconds.to_string());
+    let arguments = ["-p", pid, "-r", &rate, "-d", &seconds, "--function"];
+    let (stacks, report) = reported(&[&arguments, more].concat());
+    let lost = said(&report, "lost");
+    assert!(lost <= 5 + total(&stacks) / 5, "{report}");
+    (stacks, lost)
+}
+
+/// On every CPython, each thread has as many samples as the rate says, whatever it does: a sleep, a wait
+/// for a lock, work, and both in turns; and of the latter, each has its share of the time.
+#[test]
+fn waiting_threads_are_sampled_at_the_rate() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    for python in pythons() {
+        let name = python.name();
+        let mut running = Running::start(&python, "idle.py", &["spin"]);
+        let (stacks, lost) = wall(&running.pid(), LONG, &["--idle"]);
+        let lost = lost as f64;
+        let due = (RATE * LONG) as f64;
+        for function in ["sleeps", "waits_for_a_lock"] {
+            let seen = with(&stacks, function) as f64;
+            assert!(
+                seen + lost > 0.9 * due && seen < 1.1 * due + 3.0,
+                "{name}: {function} has {seen} of {due}, {lost} lost: {stacks:?}"
+            );
+        }
+        // Whether these are on a CPU is told by two samplers that do not tick together: five standard
+        // deviations.
+        let error = 5.0 * (due / 2.0).sqrt();
+        for function in ["spin", "turns"] {
+            let seen = with(&stacks, function) as f64;
+            assert!(
+                (seen - due).abs() < error + 0.1 * due + lost,
+                "{name}: {function} has {seen} of {due}, {lost} lost: {stacks:?}"
+            );
+        }
+        running.stdin.write_all(b"\n").unwrap();
+        let told = running.line();
+        let (work, nap) = told.split_once(' ').unwrap();
+        let (work, nap): (f64, f64) = (work.parse().unwrap(), nap.parse().unwrap());
+        let (worked, napped) = (with(&stacks, "work"), with(&stacks, "nap"));
+        let expected = work / (work + nap);
+        let share = worked as f64 / (worked + napped) as f64;
+        let error = 5.0 * (expected * (1.0 - expected) / due).sqrt() + 0.03 + lost / due / 2.0;
+        assert!(
+            (share - expected).abs() < error,
+            "{name}: {worked} and {napped} samples; {work} s and {nap} s"
+        );
+    }
+}
+
+/// Without `--idle`, threads that wait for something to happen are left out, and those that work are not;
+/// `--gil` leaves one thread at a time.
+#[test]
+fn idle_threads_are_left_out() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    for python in pythons() {
+        let name = python.name();
+        let running = Running::start(&python, "idle.py", &["spin"]);
+        let due = RATE * LONG;
+        let (active, _) = wall(&running.pid(), LONG, &["--wall"]);
+        assert_eq!(with(&active, "waits_for_a_lock"), 0, "{name}: {active:?}");
+        // It wakes five times a second, and may wait for a CPU then.
+        assert!(with(&active, "sleeps") < due / 8, "{name}: {active:?}");
+        assert!(with(&active, "spin") > due / 4, "{name}: {active:?}");
+        let (gil, lost) = wall(&running.pid(), LONG, &["--idle", "--gil"]);
+        assert_eq!(with(&gil, "waits_for_a_lock"), 0, "{name}: {gil:?}");
+        let all = total(&gil);
+        assert!(
+            all + lost > due / 3 && all < due + due / 5,
+            "{name}: {all} of {due} held the GIL"
+        );
+    }
+}
+
+/// py-spy, at the same time on the same process, sees each function for the same share of the time.
+#[test]
+fn shares_of_time_agree_with_py_spy() {
+    if !can_run() {
+        return;
+    }
+    let Some(py_spy) = py_spy() else {
+        return;
+    };
+    let _alone = alone();
+    let python = Python::at(default_python().unwrap());
+    let running = Running::start(&python, "idle.py", &[]);
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("spy");
+    let seconds = long(6);
+    // Stopping the process, as py-spy does by default, makes its sleeps longer.
+    let mut spy = Command::new(py_spy)
+        .args([
+            "record",
+            "--idle",
+            "--nonblocking",
+            "-r",
+            "100",
+            "-f",
+            "raw",
+            "-d",
+        ])
+        .args([&seconds.to_string(), "-p", &running.pid(), "-o"])
+        .arg(&file)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (ours, _) = wall(&running.pid(), seconds, &["--idle"]);
+    assert!(spy.wait().unwrap().success());
+    let theirs = folded(&fs::read_to_string(file).unwrap());
+    for function in ["sleeps", "waits_for_a_lock", "turns"] {
+        let share = |stacks: &Stacks| with(stacks, function) as f64 / total(stacks) as f64;
+        let few = total(&ours).min(total(&theirs)) as f64;
+        assert!(few > 100.0, "{few} samples");
+        let (ours, theirs) = (share(&ours), share(&theirs));
+        let error = 5.0 * (2.0 * theirs * (1.0 - theirs) / few).sqrt() + 0.01;
+        println!("{function}: {ours:.3}, as py-spy sees it {theirs:.3}, ± {error:.3}");
+        assert!((ours - theirs).abs() < error, "{function}: {ours} {theirs}");
+    }
+}
