@@ -9,4 +9,5 @@ mod frames;
 mod native;
 mod refused;
 mod support;
+mod top;
 mod wall;

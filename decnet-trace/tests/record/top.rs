@@ -1,0 +1,140 @@
+//! `decnet-trace top` on a real terminal: tmux's.
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use super::support::{AGENT, Running, alone, can_run, program, pythons};
+
+/// How long the screen may take to show something, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A terminal with a shell's script in it. It ends when this is dropped.
+struct Terminal(String);
+
+impl Terminal {
+    /// Starts the script on a terminal of 140 columns and 40 rows, where there is a tmux.
+    fn start(script: &str) -> Option<Self> {
+        let terminal = Self(format!("decnet-trace-test-{}", std::process::id()));
+        // Not the user's configuration, nor their server.
+        let started = terminal
+            .tmux(&[
+                "-f",
+                "/dev/null",
+                "new-session",
+                "-d",
+                "-x",
+                "140",
+                "-y",
+                "40",
+                script,
+            ])
+            .status();
+        started
+            .is_ok_and(|status| status.success())
+            .then_some(terminal)
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("tmux");
+        command.args(["-L", &self.0]).args(arguments);
+        command
+    }
+
+    fn press(&self, key: &str) {
+        assert!(self.tmux(&["send-keys", key]).status().unwrap().success());
+    }
+
+    /// Waits until the screen shows what is wanted.
+    fn wait(&self, what: &str, is_wanted: impl Fn(&str) -> bool) -> String {
+        let began = Instant::now();
+        loop {
+            let output = self.tmux(&["capture-pane", "-p"]).output().unwrap();
+            let screen = String::from_utf8(output.stdout).unwrap();
+            if is_wanted(&screen) {
+                return screen;
+            }
+            assert!(began.elapsed() < PATIENCE, "{what}:\n{screen}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.tmux(&["kill-server"]).status();
+    }
+}
+
+/// The first row of the table.
+fn first_row(screen: &str) -> &str {
+    let mut lines = screen.lines();
+    lines.find(|line| line.contains("own %") && line.contains("Total s"));
+    lines.next().unwrap_or_default()
+}
+
+/// The figures of a busy program, its views and orders, the pause, the help; and after the end, the
+/// terminal as it was.
+#[test]
+fn top_shows_what_runs_and_leaves_the_terminal_as_it_was() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    let Some(python) = pythons().pop() else {
+        return;
+    };
+    let running = Running::start(&python, "mix.py", &["600"]);
+    let script = format!(
+        "echo before; {AGENT} top --pid {}; echo ended with $?; sleep 60",
+        running.pid()
+    );
+    let Some(terminal) = Terminal::start(&script) else {
+        println!("SKIPPED: no tmux at hand");
+        return;
+    };
+    let heavy = |screen: &str| first_row(screen).contains("heavy (");
+    let screen = terminal.wait("functions", heavy);
+    assert!(!screen.contains("before"), "{screen}");
+    // One thread, which computes: it holds the GIL whenever it is on a CPU.
+    let state = screen.lines().find(|line| line.starts_with("CPU")).unwrap();
+    let numbers: Vec<u32> = state
+        .split(['%', ' '])
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    assert!(numbers[0] > 0 && numbers[1] > 0, "{state}");
+    assert!(numbers[0].abs_diff(numbers[1]) <= 2, "{state}");
+    let by_function = first_row(&screen).to_owned();
+    assert!(by_function.contains(&format!("{}:6)", program("mix.py").display())));
+
+    terminal.press("2");
+    terminal.wait("lines", |screen| {
+        screen.contains("mix.py:8)") && screen.contains("mix.py:13)")
+    });
+    terminal.press("3");
+    terminal.wait("threads", |screen| {
+        first_row(screen).contains(&format!("thread ({})", running.pid()))
+    });
+    terminal.press("1");
+    terminal.wait("functions", heavy);
+    terminal.press("T");
+    terminal.wait("totals", |screen| first_row(screen).contains("<module> ("));
+    terminal.press("O");
+    terminal.wait("own", heavy);
+    terminal.press("Space");
+    terminal.wait("pause", |screen| screen.contains("PAUSED"));
+    terminal.press("Space");
+    terminal.wait("no pause", |screen| !screen.contains("PAUSED"));
+    terminal.press("?");
+    terminal.wait("help", |screen| {
+        screen.contains("keys and words") && screen.contains("by function, by line, by thread")
+    });
+    terminal.press("?");
+    terminal.wait("no help", |screen| !screen.contains("keys and words"));
+
+    terminal.press("q");
+    let screen = terminal.wait("the end", |screen| screen.contains("ended with 0"));
+    assert!(screen.starts_with("before"), "{screen}");
+    assert!(!screen.contains("heavy"), "{screen}");
+}
