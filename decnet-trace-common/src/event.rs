@@ -61,7 +61,8 @@ pub struct Header {
     pub version: u8,
 }
 
-/// The two ends of an IP connection, as the traced process sees them.
+/// The two ends of a connection, as the traced process sees them. Of a unix socket, [`Self::remote`]
+/// begins with the peer's inode number (little-endian), 0 as long as nobody has accepted it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tuple {
@@ -73,7 +74,7 @@ pub struct Tuple {
     pub local_port: u16,
     /// The peer's port, in host order.
     pub remote_port: u16,
-    /// `AF_INET` (2) or `AF_INET6` (10); 0 where there is no tuple.
+    /// `AF_UNIX` (1), `AF_INET` (2) or `AF_INET6` (10); 0 where there is no tuple.
     pub family: u16,
     /// Zero.
     pub reserved: u16,
@@ -108,8 +109,10 @@ pub struct SockOp {
     pub payload_len: u16,
     /// How many of [`Self::tail`]'s bytes hold data; they are its last ones.
     pub tail_len: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// Bytes of the peer's address behind the payload, where a process asks something of a unix socket: the
+    /// path that it is bound to, or, with a NUL before it, a name. At most
+    /// [`crate::limits::UNIX_PATH_MAX`].
+    pub path_len: u16,
     /// The first bytes moved; as many as [`Self::ret`] says, at most eight.
     pub first: [u8; 8],
     /// The last bytes moved (the end of a chunked body shows there), right-aligned.

@@ -4,6 +4,9 @@
 /// this in a single operation arrives cut off.
 pub const PAYLOAD_MAX: usize = 4096;
 
+/// The most bytes of a unix socket's address (`sockaddr_un.sun_path`).
+pub const UNIX_PATH_MAX: usize = 108;
+
 /// How many bytes of payload are captured after a head that did not end in its first operation,
 /// in bytes, before the kernel side gives the message up.
 pub const HEAD_BUDGET: u32 = 64 * 1024;

@@ -76,6 +76,14 @@ pub struct KernelOffsets {
     pub task_last_queued: u32,
     /// `struct task_struct.sched_info.last_arrival`
     pub task_last_arrival: u32,
+    /// `struct unix_sock.peer`; [`ABSENT`] where the kernel's BTF lacks any of these four.
+    pub unix_peer: u32,
+    /// `struct unix_sock.addr`
+    pub unix_addr: u32,
+    /// `struct unix_address.len`
+    pub unix_address_len: u32,
+    /// `struct unix_address.name`
+    pub unix_address_name: u32,
     /// Zero.
     pub reserved: u32,
 }
@@ -83,5 +91,5 @@ pub struct KernelOffsets {
 /// The offset of a field that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
-assert_layout! { KernelOffsets = 136 }
+assert_layout! { KernelOffsets = 152 }
 pod!(KernelOffsets);

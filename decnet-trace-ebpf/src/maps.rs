@@ -60,7 +60,7 @@ pub(crate) struct Head {
 }
 
 /// Where a socket record is put together: per CPU, one for each program that may interrupt another
-/// (reads, writes, the fallback). 3 × 8.3 KiB per CPU.
+/// (reads, writes, the fallback). 3 × 8.4 KiB per CPU.
 #[btf_map]
 pub(crate) static SOCK_SCRATCH: PerCpuArray<SockScratch, 3> = PerCpuArray::new();
 
@@ -70,6 +70,8 @@ pub(crate) static SOCK_SCRATCH: PerCpuArray<SockScratch, 3> = PerCpuArray::new()
 pub(crate) struct SockScratch {
     pub(crate) op: SockOp,
     pub(crate) payload: [u8; 2 * PAYLOAD_MAX],
+    /// A unix socket's path stands behind the payload, wherever that ends.
+    pub(crate) _room: [u8; 128],
 }
 
 /// Where the CPythons in use keep what is read of them; a target names its own. 64 entries of 40 bytes:

@@ -39,6 +39,13 @@ pub(crate) fn user_string(to: *mut u8, room: u32, address: u64) -> u64 {
     if len > 0 { len as u64 - 1 } else { 0 }
 }
 
+/// Reads `len` bytes of kernel memory to `to`; whether that worked.
+#[inline(always)]
+pub(crate) fn kernel_bytes(to: *mut u8, len: u32, address: u64) -> bool {
+    // SAFETY: the verifier proves `to` writable for `len` bytes.
+    unsafe { bpf_probe_read_kernel(to.cast(), len, address as *const _) == 0 }
+}
+
 /// Reads a value from kernel memory at `base + offset`.
 #[inline(always)]
 pub(crate) fn kernel<T: Copy>(base: u64, offset: usize) -> Option<T> {

@@ -1,14 +1,14 @@
 //! What a socket is: its name, its kind, its two ends.
 
 use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_jiffies64};
-use decnet_trace_common::{event::Tuple, offsets::ABSENT};
+use decnet_trace_common::{event::Tuple, limits::UNIX_PATH_MAX, offsets::ABSENT};
 
 use crate::{
     offsets::{TICK_NANOS, offset},
     read,
 };
 
-const AF_UNIX: u16 = 1;
+pub(crate) const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const SOCK_STREAM: u16 = 1;
@@ -185,4 +185,40 @@ pub(crate) fn arrived(sock: &Sock<impl Reader>, now: u64) -> u64 {
     let ticks = unsafe { bpf_jiffies64() } as u32;
     let whole = ticks.wrapping_sub(then).saturating_sub(1);
     now.saturating_sub(u64::from(whole) * tick)
+}
+
+/// Who is at the other end of a unix socket: the address of its `struct sock`.
+#[inline(always)]
+pub(crate) fn unix_peer(sk: impl Reader) -> Option<u64> {
+    if offset!(unix_peer) == ABSENT as usize {
+        return None;
+    }
+    read::kernel(sk.address(), offset!(unix_peer)).filter(|&peer| peer != 0)
+}
+
+/// The inode number of a socket given by the address of its `struct sock`; 0 where nobody holds it.
+#[inline(always)]
+pub(crate) fn inode(sk: u64) -> u64 {
+    match read::kernel::<u64>(sk, offset!(sock_socket)) {
+        Some(socket) if socket != 0 => {
+            read::kernel(socket, offset!(socket_inode) + offset!(inode_ino)).unwrap_or(0)
+        }
+        _ => 0,
+    }
+}
+
+/// Copies the path that a unix socket is bound to; how many bytes that were. An accepted one is
+/// bound to its listener's.
+#[inline(always)]
+pub(crate) fn unix_path(sk: u64, to: *mut u8) -> Option<u64> {
+    let address: u64 = read::kernel(sk, offset!(unix_addr)).filter(|&address| address != 0)?;
+    let len: u32 = read::kernel(address, offset!(unix_address_len))?;
+    // The family comes first.
+    let len = u64::from(len).checked_sub(2)?;
+    if len > UNIX_PATH_MAX as u64 {
+        return None;
+    }
+    let len = read::mask::<0x7f>(len);
+    let from = address + offset!(unix_address_name) as u64 + 2;
+    read::kernel_bytes(to, len as u32, from).then_some(len)
 }

@@ -275,7 +275,7 @@ impl Line {
             return;
         }
         match event {
-            Event::SockOp(mut op, payload) => {
+            Event::SockOp(mut op, payload, _) => {
                 op.context = self.identities.on_sock_op(&op).to_bits();
                 self.correlator
                     .on_sock_op(&op, payload, &mut self.exchanges);

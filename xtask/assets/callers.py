@@ -7,10 +7,11 @@ Each call carries its request's id in its path, so that whoever links calls to r
 import asyncio
 import contextvars
 import os
+import sys
 from contextlib import asynccontextmanager
 
 import httpx
-from fastapi import BackgroundTasks, FastAPI
+from fastapi import BackgroundTasks, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
 from starlette.middleware.base import BaseHTTPMiddleware
 
@@ -25,6 +26,10 @@ async def lifespan(app):
     async with httpx.AsyncClient(limits=limits, timeout=30) as client:
         app.state.client = client
         app.state.plain = httpx.Client(limits=limits, timeout=30)
+        one = httpx.Limits(max_connections=1)
+        docker = httpx.AsyncHTTPTransport(uds=os.environ.get("DOCKER", "/nowhere"))
+        app.state.docker = httpx.AsyncClient(transport=docker, timeout=30)
+        app.state.pool = [httpx.AsyncClient(limits=one, timeout=30) for _ in range(2)]
         yield
 
 
@@ -143,6 +148,98 @@ async def variable(rid: str):
     await call("variable", rid, 1)
     current.reset(token)
     await call("variable", rid, 2)
+
+
+@app.get("/task_group/{rid}")
+async def task_group(rid: str):
+    if sys.version_info < (3, 11):
+        await asyncio.gather(*(call("task_group", rid, n) for n in range(2)))
+        return
+    async with asyncio.TaskGroup() as group:
+        for n in range(2):
+            group.create_task(call("task_group", rid, n))
+
+
+@app.get("/eager/{rid}")
+async def eager(rid: str):
+    if sys.version_info < (3, 12):
+        await asyncio.create_task(call("eager", rid, 1))
+        return
+    loop = asyncio.get_running_loop()
+    # As the eager factory does, but for the tasks of this route alone.
+    await asyncio.Task(call("eager", rid, 1), loop=loop, eager_start=True)
+
+
+@app.get("/big/{rid}")
+async def big(rid: str):
+    """A response that does not fit into the socket: the rest of it is sent by the event loop."""
+
+    async def chunks():
+        for n in range(3):
+            await call("big", rid, n)
+            yield b"x" * (1 << 20)
+
+    return StreamingResponse(chunks())
+
+
+@app.get("/turns/{rid}")
+async def in_turns(rid: str):
+    """A pool of two connections, which requests use in turn."""
+    pool = app.state.pool
+    while not pool:
+        await asyncio.sleep(0.001)
+    client = pool.pop()
+    try:
+        await client.get(f"{BACKEND}/turns/{rid}/1")
+    finally:
+        pool.append(client)
+
+
+@app.get("/drip/{rid}")
+async def drip(rid: str):
+    """A response that lasts for as long as its client wants it."""
+
+    async def chunks():
+        yield b"first"
+        await call("drip", rid, 1)
+        while True:
+            await asyncio.sleep(0.1)
+            yield b"next"
+
+    return StreamingResponse(chunks())
+
+
+@app.get("/docker/{rid}")
+async def docker(rid: str):
+    await app.state.docker.get(f"http://localhost/v1.43/containers/{rid}/json")
+    await app.state.docker.get(f"http://localhost/v1.43/images/team/{rid}/history")
+
+
+@app.get("/many/{rid}")
+async def many(rid: str):
+    """Thousands of tasks, of which the last makes a call."""
+
+    async def nothing():
+        await asyncio.sleep(0)
+
+    await asyncio.gather(*(nothing() for _ in range(10_000)))
+    await asyncio.create_task(call("many", rid, 1))
+
+
+@app.get("/slow/{rid}")
+async def slow(rid: str):
+    """For clients that do not wait for the answer."""
+    await call("slow", rid, 1)
+    await asyncio.sleep(0.2)
+    await call("slow", rid, 2)
+
+
+@app.websocket("/socket/{rid}")
+async def socket(websocket: WebSocket, rid: str):
+    await websocket.accept()
+    async for n in websocket.iter_text():
+        await call("socket", rid, n)
+        await websocket.send_text(n)
 
 
 class Middleware(BaseHTTPMiddleware):

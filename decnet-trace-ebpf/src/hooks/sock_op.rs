@@ -167,22 +167,50 @@ fn operation(
             scratch.op.context = python::context(target, python::thread_state(target));
         }
         // Requests name the ends of their connection; responses need not do it again.
-        if !sock.unix
-            && !begins_response(&scratch.op)
-            && let Some(tuple) = sock::tuple(sock.sk)
-        {
-            scratch.op.tuple = tuple;
-            scratch.op.flags |= flags::TUPLE;
+        if !begins_response(&scratch.op) {
+            if sock.unix {
+                unix_ends(scratch, sock.sk, call.send);
+            } else if let Some(tuple) = sock::tuple(sock.sk) {
+                scratch.op.tuple = tuple;
+                scratch.op.flags |= flags::TUPLE;
+            }
         }
         if !call.send {
             scratch.op.arrived = sock::arrived(sock, scratch.op.header.ts);
         }
     }
     let payload = mask::<0x1fff>(u64::from(scratch.op.payload_len)) as usize;
-    let len = size_of::<SockOp>() + payload;
+    let path = mask::<0x7f>(u64::from(scratch.op.path_len)) as usize;
+    let len = size_of::<SockOp>() + payload + path;
     scratch.op.header.len = len as u16;
     emit::record(ptr::from_mut(scratch).cast(), len);
     Some(())
+}
+
+/// Names the other end of a unix socket; who asks something of it also where it is.
+#[inline(always)]
+fn unix_ends(scratch: &mut SockScratch, sk: impl Reader, send: bool) {
+    let Some(peer) = sock::unix_peer(sk) else {
+        return;
+    };
+    scratch.op.tuple.family = sock::AF_UNIX;
+    let (inode, _) = scratch.op.tuple.remote.split_at_mut(8);
+    inode.copy_from_slice(&sock::inode(peer).to_le_bytes());
+    scratch.op.flags |= flags::TUPLE;
+    let behind = u64::from(scratch.op.payload_len);
+    if !send || behind > (PAYLOAD_MAX - 1) as u64 {
+        return;
+    }
+    // SAFETY: below the payload's limit there is room for as much again.
+    let to = unsafe {
+        scratch
+            .payload
+            .as_mut_ptr()
+            .add(mask::<0xfff>(behind) as usize)
+    };
+    if let Some(len) = sock::unix_path(peer, to) {
+        scratch.op.path_len = len as u16;
+    }
 }
 
 /// Whether this is an event loop waking itself: one byte through its own unix socket pair, as

@@ -47,6 +47,19 @@ pub fn resolve_offsets(btf: &KernelBtf) -> Result<Resolved, MissingOffsets> {
     let mut need = |structure, path| or_note(&mut names, structure, path);
     let mut fallback = |structure, path| or_note(&mut fallback_missing, structure, path);
     let optional = |structure, path| btf.member_offset(structure, path).unwrap_or(ABSENT);
+    // All of these or none.
+    let has_unix = [
+        ("unix_sock", "peer"),
+        ("unix_sock", "addr"),
+        ("unix_address", "len"),
+        ("unix_address", "name"),
+    ]
+    .into_iter()
+    .all(|(structure, path)| btf.member_offset(structure, path).is_some());
+    let unix = |structure, path| match has_unix {
+        true => optional(structure, path),
+        false => ABSENT,
+    };
 
     // The hooks hold a `struct sock *`, so the fields of the `struct sock_common` that it begins with
     // are counted from the sock; so are those of the `struct inet_connection_sock` that begins with it.
@@ -84,6 +97,10 @@ pub fn resolve_offsets(btf: &KernelBtf) -> Result<Resolved, MissingOffsets> {
         task_nivcsw: optional("task_struct", "nivcsw"),
         task_last_queued: optional("task_struct", "sched_info.last_queued"),
         task_last_arrival: optional("task_struct", "sched_info.last_arrival"),
+        unix_peer: unix("unix_sock", "peer"),
+        unix_addr: unix("unix_sock", "addr"),
+        unix_address_len: unix("unix_address", "len"),
+        unix_address_name: unix("unix_address", "name"),
         reserved: 0,
     };
     if names.is_empty() {

@@ -3,8 +3,8 @@
 //! A request belongs to the context that its response is sent from, or to the outermost of that
 //! context's ancestors that came into being for the request. A call belongs to the request that owns
 //! the nearest of its own context's ancestors. Since a request's owner is known only when it has been
-//! answered, a call waits until every request of its process that was under way when it began is over;
-//! then nothing nearer can turn up.
+//! answered, a call waits until every request of its process that was under way when it began is over,
+//! or has begun its response in a context that was made for it; then nothing nearer can turn up.
 //!
 //! What makes an owner certain:
 //! * The context is a copy made after the request's first byte was read: nobody else's. It stays the
@@ -147,11 +147,7 @@ impl<T> Attribution<T> {
     /// Takes note of a request of a process that is over.
     pub fn served(&mut self, identities: &Identities, tgid: u32, request: &Served) {
         let process = self.processes.entry(tgid).or_default();
-        // Who it belonged to is void if its process is watched from a later time on.
-        let is_stale = identities
-            .armed(tgid)
-            .is_some_and(|armed| request.start < armed);
-        if request.responder.is_unknown() || is_stale {
+        if request.responder.is_unknown() || is_stale(identities, tgid, request) {
             process.unanswered.push_back(Unanswered {
                 connection: request.connection,
                 start: request.start,
@@ -162,6 +158,43 @@ impl<T> Attribution<T> {
             }
         } else if let Some((owner, right)) = process.owner_of(identities, request) {
             process.own(owner, request, right);
+        }
+    }
+
+    /// Takes note of a request whose response has begun and is not over ([`Served::end`] is not looked at),
+    /// if who owns it is certain by now: [`Self::ended`] should tell when it is over. Otherwise
+    /// [`Self::served`] should, as if this had not been called.
+    pub fn begun(&mut self, identities: &Identities, tgid: u32, request: &Served) -> bool {
+        let request = Served {
+            end: u64::MAX,
+            ..*request
+        };
+        if is_stale(identities, tgid, &request) {
+            return false;
+        }
+        let process = self.processes.entry(tgid).or_default();
+        match process.owner_of(identities, &request) {
+            Some((owner, Right::Made)) => {
+                process.own(owner, &request, Right::Made);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A request that had [begun](Self::begun) is over.
+    pub fn ended(&mut self, tgid: u32, id: RequestId, end: u64) {
+        let Some(process) = self.processes.get_mut(&tgid) else {
+            return;
+        };
+        // Among the youngest, as a rule.
+        let owner = process.order.iter().rev().find(|(_, known)| *known == id);
+        if let Some((owner, _)) = owner
+            && let Some(owned) = process.owners.get_mut(owner)
+        {
+            for owned in owned.iter_mut().filter(|owned| owned.id == id) {
+                owned.end = end;
+            }
         }
     }
 
@@ -296,6 +329,13 @@ impl<T> Process<T> {
             }
         }
     }
+}
+
+/// Whether who a request belonged to is void, for its process is watched from a later time on.
+fn is_stale(identities: &Identities, tgid: u32, request: &Served) -> bool {
+    identities
+        .armed(tgid)
+        .is_some_and(|armed| request.start < armed)
 }
 
 /// The request that certainly caused a call, if one did.

@@ -9,7 +9,7 @@ use decnet_trace_common::event::{SockOp, Tuple, flags};
 
 use super::{
     connection::{Connection, Cx},
-    exchange::{End, Role},
+    exchange::{End, Exchange, Role},
     open::{Open, Stamp},
 };
 use crate::protocol::{
@@ -112,24 +112,24 @@ impl Dialog {
         !self.open.is_empty()
     }
 
-    /// When the oldest request that the process serves here began, whole or in pieces.
-    pub(super) fn serving_since(&self, conn: &Connection) -> Option<u64> {
-        let in_pieces = match &self.read {
-            Side::Head(head) if conn.role != Some(Role::Client) => Some(head.stamp.ts),
-            _ => None,
-        };
-        let open = match conn.role {
-            Some(Role::Server) => self.open.front().map(|open| open.exchange.start),
-            _ => None,
-        };
-        open.or(in_pieces)
+    /// The youngest exchange under way.
+    pub(super) fn last_open(&mut self) -> Option<&mut Exchange> {
+        self.open.back_mut().map(|open| &mut open.exchange)
     }
 
-    /// The methods of the requests that the process serves here.
-    pub(super) fn serving(&self, conn: &Connection) -> impl Iterator<Item = &str> {
+    /// Requests that the process serves here and has not ended.
+    pub(super) fn serving(&self, conn: &Connection) -> impl Iterator<Item = &Exchange> {
         let serves = conn.role == Some(Role::Server);
         let open = self.open.iter().filter(move |_| serves);
-        open.map(|open| &*open.exchange.method)
+        open.map(|open| &open.exchange)
+    }
+
+    /// When a request began that is still being read, in pieces.
+    pub(super) fn reading_since(&self, conn: &Connection) -> Option<u64> {
+        match &self.read {
+            Side::Head(head) if conn.role != Some(Role::Client) => Some(head.stamp.ts),
+            _ => None,
+        }
     }
 
     /// Whether there is nothing to remember.

@@ -87,12 +87,19 @@ pub struct Exchange {
     pub tid: u32,
     /// The socket's inode number.
     pub sock: u64,
+    /// The exchange's number on its connection; wraps.
+    pub number: u32,
     /// The file descriptor of the socket in the process.
     pub fd: i32,
     /// The side that the process is on.
     pub role: Role,
     /// The two ends of the connection.
     pub ends: Ends,
+    /// The address of the unix socket that the process asked something of, as `ss` shows it; of clients
+    /// only, and where known.
+    pub unix_path: Option<Box<str>>,
+    /// The inode number of the socket at a unix socket's other end; 0 where unknown.
+    pub unix_peer: u64,
     /// The `PyContext*` in which the request's first byte was moved; 0 where unknown.
     pub request_context: u64,
     /// The `PyContext*` in which the final response's first byte was moved; 0 where unknown.

@@ -91,22 +91,24 @@ impl Correlator {
         (self.heads_memory, self.open_memory)
     }
 
-    /// Since when the oldest request that each process serves and has not ended is under way. Looks
+    /// Since when the oldest request is under way that each process serves and that `matters`. Looks
     /// through all connections: not for every event.
-    pub fn oldest_open(&self) -> FxHashMap<u32, u64> {
+    pub fn oldest_open(&self, mut matters: impl FnMut(&Exchange) -> bool) -> FxHashMap<u32, u64> {
         let mut oldest = FxHashMap::default();
         for conn in self.connections.values() {
-            let Some(start) = conn
-                .dialog
-                .as_ref()
-                .and_then(|dialog| dialog.serving_since(conn))
-            else {
+            let Some(dialog) = &conn.dialog else {
                 continue;
             };
-            oldest
-                .entry(conn.tgid)
-                .and_modify(|known: &mut u64| *known = start.min(*known))
-                .or_insert(start);
+            let serving = dialog
+                .serving(conn)
+                .filter(|exchange| matters(exchange))
+                .map(|exchange| exchange.start);
+            if let Some(start) = serving.chain(dialog.reading_since(conn)).min() {
+                oldest
+                    .entry(conn.tgid)
+                    .and_modify(|known: &mut u64| *known = start.min(*known))
+                    .or_insert(start);
+            }
         }
         oldest
     }
@@ -117,7 +119,9 @@ impl Correlator {
         self.connections.values().flat_map(|conn| {
             let dialog = conn.dialog.as_ref();
             let open = dialog.map(|dialog| dialog.serving(conn));
-            open.into_iter().flatten().map(|method| (conn.tgid, method))
+            open.into_iter()
+                .flatten()
+                .map(|exchange| (conn.tgid, &*exchange.method))
         })
     }
 
@@ -187,6 +191,18 @@ impl Correlator {
             }
         } else {
             conn.dialog = Some(dialog);
+        }
+    }
+
+    /// Takes the address of the unix socket that the last request on this socket went to.
+    pub fn on_unix_path(&mut self, sock: u64, address: &[u8]) {
+        let open = self
+            .connections
+            .get_mut(&sock)
+            .and_then(|conn| conn.dialog.as_mut())
+            .and_then(|dialog| dialog.last_open());
+        if let Some(exchange) = open {
+            exchange.unix_path = unix_path(address);
         }
     }
 
@@ -413,6 +429,20 @@ impl Pool {
     fn give(&mut self, mut dialog: Box<Dialog>) {
         if self.0.len() < POOL && dialog.recycle() {
             self.0.push(dialog);
+        }
+    }
+}
+
+/// A unix socket's address as `ss` shows it: a path, or a name with `@` before it; `None` where it has
+/// none.
+fn unix_path(address: &[u8]) -> Option<Box<str>> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match address {
+        [] => None,
+        [0, name @ ..] => Some(format!("@{}", text(name)).into()),
+        path => {
+            let end = memchr::memchr(0, path).unwrap_or(path.len());
+            Some(text(&path[..end]).into())
         }
     }
 }

@@ -79,9 +79,12 @@ impl Open {
                 tgid: stamp.tgid,
                 tid: stamp.tid,
                 sock: stamp.sock,
+                number,
                 fd: stamp.fd,
                 role,
                 ends: ends(tuple, stamp.unix),
+                unix_path: None,
+                unix_peer: unix_peer(tuple, stamp.unix),
                 request_context: stamp.context,
                 response_context: 0,
                 response_tid: 0,
@@ -133,6 +136,14 @@ fn method(method: &str) -> Cow<'static, str> {
     match KNOWN.into_iter().find(|known| *known == method) {
         Some(known) => Cow::Borrowed(known),
         None => Cow::Owned(method.to_owned()),
+    }
+}
+
+/// The inode number that the tuple of a unix socket begins its far end with.
+fn unix_peer(tuple: &Tuple, unix: bool) -> u64 {
+    match tuple.remote.first_chunk() {
+        Some(inode) if unix => u64::from_le_bytes(*inode),
+        _ => 0,
     }
 }
 

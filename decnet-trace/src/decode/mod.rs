@@ -8,8 +8,9 @@ use thiserror::Error;
 /// A record, checked and borrowed from the ring.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// A socket operation and its payload.
-    SockOp(event::SockOp, &'a [u8]),
+    /// A socket operation, its payload, and the address of the unix socket that it asks something of (empty
+    /// for others).
+    SockOp(event::SockOp, &'a [u8], &'a [u8]),
     /// A socket closed, or began to listen.
     SockState(event::SockState),
     /// A process forked, executed a program, or ended.
@@ -90,8 +91,9 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
     match Kind::from_u8(header.kind).ok_or(DecodeError::Kind(header.kind))? {
         Kind::SockOp => {
             let (op, rest): (event::SockOp, _) = read(bytes)?;
-            let (payload, _) = take(rest, usize::from(op.payload_len))?;
-            Ok(Event::SockOp(op, payload))
+            let (payload, rest) = take(rest, usize::from(op.payload_len))?;
+            let (path, _) = take(rest, usize::from(op.path_len))?;
+            Ok(Event::SockOp(op, payload, path))
         }
         Kind::SockState => Ok(Event::SockState(read(bytes)?.0)),
         Kind::Proc => Ok(Event::Proc(read(bytes)?.0)),

@@ -23,6 +23,9 @@ const EVERY: u64 = 100_000_000;
 /// How many requests are remembered for calls that come after them; more than are owned at once.
 const REQUESTS_MAX: u64 = 1 << 16;
 
+/// How many calls wait for the spans of requests that are not over.
+const HELD_MAX: usize = 1 << 14;
+
 /// How long to wait before looking for a process's queues again, in nanoseconds.
 const ASK_EVERY: u64 = 10_000_000_000;
 
@@ -33,6 +36,10 @@ pub(super) struct Calls {
     /// Requests by their number, which counts them.
     requests: FxHashMap<RequestId, SpanRef>,
     next: RequestId,
+    /// Requests that are owned and not over: their connections, their numbers on these, and their own.
+    begun: FxHashMap<(u64, u32), RequestId>,
+    /// Calls of such requests, which wait for their spans.
+    held: Vec<(RequestId, Outbound)>,
     /// What could be watched in a process, until it is.
     probes: FxHashMap<u32, (PathBuf, LineageProbes)>,
     watched: FxHashMap<u32, ProcessProbes>,
@@ -60,6 +67,8 @@ impl Calls {
             attribution: Attribution::default(),
             requests: FxHashMap::default(),
             next: 0,
+            begun: FxHashMap::default(),
+            held: Vec::new(),
             probes: FxHashMap::default(),
             watched: FxHashMap::default(),
             followed: FxHashMap::default(),
@@ -123,22 +132,53 @@ impl Calls {
         if !self.watched.contains_key(&exchange.tgid) {
             return;
         }
+        if let Some(id) = self.begun.remove(&(exchange.sock, exchange.number)) {
+            self.requests.insert(id, span);
+            self.attribution.ended(exchange.tgid, id, exchange.end);
+            return;
+        }
+        let request = served(self.number(), exchange);
+        self.requests.insert(request.id, span);
+        self.attribution.served(identities, exchange.tgid, &request);
+    }
+
+    /// The next request's number.
+    fn number(&mut self) -> RequestId {
         let id = self.next;
         self.next += 1;
-        self.requests.insert(id, span);
         if let Some(oldest) = id.checked_sub(REQUESTS_MAX) {
             self.requests.remove(&oldest);
         }
-        let request = Served {
-            id,
-            connection: exchange.sock,
-            reader: Identity::from_bits(exchange.request_context),
-            responder: Identity::from_bits(exchange.response_context),
-            one_thread: exchange.response_tid == exchange.tid,
-            start: exchange.start,
-            end: exchange.end,
-        };
-        self.attribution.served(identities, exchange.tgid, &request);
+        id
+    }
+
+    /// Looks through the requests that are under way: since when the oldest is of which it is not certain
+    /// yet who owns it.
+    fn look_through(
+        &mut self,
+        identities: &Identities,
+        correlator: &Correlator,
+    ) -> FxHashMap<u32, u64> {
+        let mut open = FxHashMap::default();
+        let oldest = correlator.oldest_open(|exchange| {
+            let key = (exchange.sock, exchange.number);
+            if let Some(&id) = self.begun.get(&key) {
+                open.insert(key, id);
+                return false;
+            }
+            if exchange.response_start.is_none() || !self.watched.contains_key(&exchange.tgid) {
+                return true;
+            }
+            let request = served(self.next, exchange);
+            let is_certain = self.attribution.begun(identities, exchange.tgid, &request);
+            if is_certain {
+                open.insert(key, self.number());
+            }
+            !is_certain
+        });
+        // Others were lost: what waits for their spans waits no longer.
+        self.begun = open;
+        oldest
     }
 
     /// A call is over; whether its process could be watched more closely from now on.
@@ -168,10 +208,17 @@ impl Calls {
         self.due = now + EVERY;
         self.ended
             .retain(|&tgid| !self.attribution.forget_process(tgid));
-        if !self.attribution.is_waiting() {
+        if !self.attribution.is_waiting() && self.held.is_empty() {
             return;
         }
-        let oldest = correlator.map(Correlator::oldest_open).unwrap_or_default();
+        let oldest = match correlator {
+            Some(correlator) => self.look_through(identities, correlator),
+            None => {
+                self.begun.clear();
+                FxHashMap::default()
+            }
+        };
+        self.release(&mut each);
         let Self {
             attribution,
             requests,
@@ -181,8 +228,11 @@ impl Calls {
             followed,
             queues,
             rootless,
+            begun,
+            held,
             ..
         } = self;
+        let open: FxHashSet<RequestId> = begun.values().copied().collect();
         // Those whose queues could be followed and are not.
         let may_follow =
             |tgid| *queues && watched.contains_key(&tgid) && !followed.contains_key(&tgid);
@@ -191,6 +241,12 @@ impl Calls {
             now,
             |tgid| oldest.get(&tgid).copied(),
             |call, request| {
+                if let Some(id) = request.filter(|id| open.contains(id))
+                    && held.len() < HELD_MAX
+                {
+                    held.push((id, call.what));
+                    return;
+                }
                 let span = request.and_then(|id| requests.get(&id));
                 match span {
                     Some(_) => *exact += 1,
@@ -207,6 +263,22 @@ impl Calls {
         );
     }
 
+    /// Hands out calls whose requests have their spans by now, or never will.
+    fn release(&mut self, each: &mut impl FnMut(Outbound, Option<&SpanRef>)) {
+        if self.held.is_empty() {
+            return;
+        }
+        let open: FxHashSet<RequestId> = self.begun.values().copied().collect();
+        for (id, call) in self.held.extract_if(.., |(id, _)| !open.contains(id)) {
+            let span = self.requests.get(&id);
+            match span {
+                Some(_) => self.exact += 1,
+                None => self.without += 1,
+            }
+            each(call, span);
+        }
+    }
+
     /// What was decided so far.
     pub(super) fn counters(&self) -> [(&'static str, u64); 3] {
         [
@@ -214,5 +286,18 @@ impl Calls {
             ("calls_linked_none", self.without),
             ("calls_waiting_overflowed", self.attribution.overflowed()),
         ]
+    }
+}
+
+/// What is told of a request, by this number.
+fn served(id: RequestId, exchange: &Exchange) -> Served {
+    Served {
+        id,
+        connection: exchange.sock,
+        reader: Identity::from_bits(exchange.request_context),
+        responder: Identity::from_bits(exchange.response_context),
+        one_thread: exchange.response_tid == exchange.tid,
+        start: exchange.start,
+        end: exchange.end,
     }
 }

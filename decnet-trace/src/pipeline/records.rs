@@ -82,11 +82,14 @@ impl Decoder {
     /// Sends one record where it belongs.
     pub(super) fn record(&mut self, bytes: &[u8], discovery: Option<&DiscoveryThread>) {
         match decode(bytes) {
-            Ok(Event::SockOp(mut op, payload)) => {
+            Ok(Event::SockOp(mut op, payload, path)) => {
                 // From here on the context's address, which is reused, is a number that is not.
                 op.context = self.identities.on_sock_op(&op).to_bits();
                 self.correlator
                     .on_sock_op(&op, payload, &mut self.exchanges);
+                if !path.is_empty() {
+                    self.correlator.on_unix_path(op.sock, path);
+                }
             }
             Ok(Event::SockState(state)) => {
                 self.identities.on_sock_state(&state);

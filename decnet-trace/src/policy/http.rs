@@ -101,6 +101,9 @@ impl<'a> Facts<'a> {
         let exchange = self.exchange;
         let scheme = self.scheme();
         let server = match (self.host(), &exchange.ends) {
+            _ if exchange.unix_path.is_some() => {
+                Server::Named(exchange.unix_path.as_deref().unwrap_or_default(), None)
+            }
             (Some((host, None)), ends) if *ends != Ends::Unix => {
                 Server::Named(host, default_port(&scheme))
             }
@@ -207,6 +210,11 @@ impl<'a> Facts<'a> {
         let host = self.host();
         let scheme = self.scheme();
         match (host, &self.exchange.ends) {
+            _ if self.exchange.unix_path.is_some() => {
+                // What a client writes into `Host` then names nobody.
+                let path = self.exchange.unix_path.as_deref().unwrap_or_default();
+                out.text("server.address", path.to_owned());
+            }
             (Some((host, port)), ends) => {
                 out.text("server.address", host.to_owned());
                 let port = match (port, ends) {

@@ -22,6 +22,7 @@ use crate::{
 
 mod client;
 pub mod clock;
+mod docker;
 pub mod http;
 pub mod redact;
 mod redactor;
@@ -313,6 +314,10 @@ fn route<'a>(
     resource: &Resource,
 ) -> Route<'a> {
     let missing = exchange.status == Some(404);
+    let of_docker = exchange.unix_path.as_deref().is_some_and(docker::is_docker);
+    if of_docker && let Some(route) = docker::route(facts.path()) {
+        return routes.find_known(&resource.service_name, &route, missing);
+    }
     match facts.path() {
         "" => Route::Unknown,
         path => routes.find(

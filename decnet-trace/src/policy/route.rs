@@ -152,17 +152,35 @@ impl Routes {
         }
         self.scratch.clear();
         fold(foldable, &mut self.scratch);
-        if !of_service.folded.contains(self.scratch.as_str()) {
-            if missing {
-                return Route::Unknown;
-            }
-            if of_service.folded.len() >= self.max {
-                return Route::Overflow;
-            }
-            of_service.folded.insert(self.scratch.as_str().into());
-        }
-        Route::Folded(&self.scratch)
+        folded(&mut of_service.folded, &self.scratch, self.max, missing)
     }
+
+    /// The same where the API that is called is known, and so the route.
+    pub(super) fn find_known(&mut self, service: &str, route: &str, missing: bool) -> Route<'_> {
+        self.scratch.clear();
+        self.scratch.push_str(route);
+        let of_service = service_of(&mut self.services, &mut self.others, service);
+        folded(&mut of_service.folded, &self.scratch, self.max, missing)
+    }
+}
+
+/// A route that was folded, as long as there are not too many.
+fn folded<'a>(
+    known: &mut FxHashSet<Box<str>>,
+    route: &'a str,
+    max: usize,
+    missing: bool,
+) -> Route<'a> {
+    if !known.contains(route) {
+        if missing {
+            return Route::Unknown;
+        }
+        if known.len() >= max {
+            return Route::Overflow;
+        }
+        known.insert(route.into());
+    }
+    Route::Folded(route)
 }
 
 fn service_of<'a>(

@@ -18,6 +18,7 @@ pub(crate) fn served() -> Exchange {
         tgid: 7,
         tid: 7,
         sock: 1,
+        number: 1,
         fd: 9,
         role: Role::Server,
         ends: Ends::Ip {
@@ -27,6 +28,8 @@ pub(crate) fn served() -> Exchange {
         request_context: 0,
         response_context: 0,
         response_tid: 0,
+        unix_path: None,
+        unix_peer: 0,
         start: 1_000,
         response_start: Some(1_800),
         end: 2_000,

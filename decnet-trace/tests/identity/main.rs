@@ -2,6 +2,7 @@
 //! under another, never.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod odd;
 mod servers;
 #[expect(dead_code, reason = "other tests need more of it")]
 #[path = "../support/mod.rs"]
@@ -71,6 +72,16 @@ struct Services {
 
 impl Services {
     fn start(event_loop: Loop, http: Http, venv: Option<&Venv>, args: &[&str]) -> Self {
+        Self::start_with(event_loop, http, venv, args, &[])
+    }
+
+    fn start_with(
+        event_loop: Loop,
+        http: Http,
+        venv: Option<&Venv>,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Self {
         let backend = Service::builder().start().unwrap();
         let assets = xtask::paths::workspace().join("xtask/assets/callers.py");
         let mut builder = Service::builder()
@@ -84,6 +95,9 @@ impl Services {
         }
         for arg in args {
             builder = builder.arg(arg);
+        }
+        for (name, value) in env {
+            builder = builder.env(name, value);
         }
         let callers = builder.start().unwrap();
         Self { backend, callers }
@@ -102,16 +116,9 @@ impl Services {
         assert!(truth.iter().all(|request| request.complete));
     }
 
-    fn target(&self) -> Target {
-        self.callers.target.clone()
-    }
-
-    /// Traces the service under load, and judges every call of it.
-    fn judge(&self, rounds: usize, args: &[&str]) -> (All, Seen) {
-        let pid = self.callers.pid.to_string();
-        let agent = Agent::start(&[&["--pid", &pid], args].concat());
-        // Contexts are followed from the first call on; queues from the first that a thread made without a
-        // context; a pool's loop is known once it was seen.
+    /// Contexts are followed from the first call on; queues from the first that a thread made without a
+    /// context; a pool's loop is known once it was seen.
+    fn warm_up(&self, agent: &Agent, args: &[&str]) {
         let request = |way: &str| {
             let warm_up = Request::get(format!("/{way}/warm"));
             Load::new(self.target(), [warm_up]).run().unwrap();
@@ -123,6 +130,17 @@ impl Services {
         if args.is_empty() {
             agent.wait_for("work off a queue", || request("executor"));
         }
+    }
+
+    fn target(&self) -> Target {
+        self.callers.target.clone()
+    }
+
+    /// Traces the service under load, and judges every call of it.
+    fn judge(&self, rounds: usize, args: &[&str]) -> (All, Seen) {
+        let pid = self.callers.pid.to_string();
+        let agent = Agent::start(&[&["--pid", &pid], args].concat());
+        self.warm_up(&agent, args);
         Load::new(self.target(), [Request::get("/nobody")])
             .run()
             .unwrap();
@@ -158,7 +176,9 @@ fn verdicts(seen: &Seen) -> All {
     let mut all: All = BTreeMap::new();
     for span in seen.spans.iter().filter(|span| span.kind == CLIENT) {
         let url = span.text("url.full");
-        let (_, path) = url.split_once("/callees/").unwrap();
+        let Some((_, path)) = url.split_once("/callees/") else {
+            continue;
+        };
         let (way, rest) = path.split_once('/').unwrap();
         let (request, _) = rest.split_once('/').unwrap();
         if request.starts_with("warm") {

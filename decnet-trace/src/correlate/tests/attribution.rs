@@ -309,3 +309,35 @@ fn forgotten_identities() {
     assert_eq!(story.verdicts(), [("call", None)]);
     assert!(story.identities.evicted() > 0);
 }
+
+/// A response that goes on for long keeps no other request's calls waiting, and its own stay its own, while
+/// it lasts and afterwards.
+#[test]
+fn a_response_that_has_begun() {
+    let mut story = Story::new();
+    let reader = story.who(10, 0xA);
+    story.copy(11, 0xA, 0xC);
+    let responder = story.who(12, 0xC);
+    let stream = Served {
+        id: 7,
+        connection: 1,
+        reader,
+        responder,
+        one_thread: true,
+        start: 10,
+        end: 0,
+    };
+    assert!(story.attribution.begun(&story.identities, TGID, &stream));
+    story.call(20, 0xC, "within");
+    assert_eq!(story.verdicts(), [("within", Some(7))]);
+    story.attribution.ended(TGID, 7, 30);
+    story.call(40, 0xC, "behind");
+    assert_eq!(story.verdicts(), [("behind", Some(7))]);
+    // What is answered in a context that was not made for it has to wait.
+    let shared = Served {
+        id: 8,
+        responder: reader,
+        ..stream
+    };
+    assert!(!story.attribution.begun(&story.identities, TGID, &shared));
+}
