@@ -286,7 +286,7 @@ impl Policy {
         identity: Identity,
     ) -> Span {
         let sql = statement.text.as_ref().map(|text| self.sql.get(text));
-        let facts = statement::Facts::new(statement, sql);
+        let facts = statement::Facts::new(statement, sql, &self.config.rules);
         let start = clock.to_unix(statement.start);
         Span {
             trace_id: identity.trace_id,

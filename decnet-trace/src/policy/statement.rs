@@ -3,7 +3,11 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use super::{Link, sql::Sanitised};
+use super::{
+    Link,
+    rules::{Place, Rules},
+    sql::Sanitised,
+};
 use crate::{
     correlate::statement::Statement,
     span::{Attribute, Status, Value},
@@ -17,11 +21,25 @@ const ATTRIBUTES: usize = 16;
 pub(super) struct Facts<'a> {
     statement: &'a Statement,
     sql: Option<Arc<Sanitised>>,
+    rules: &'a Rules,
 }
 
 impl<'a> Facts<'a> {
-    pub(super) const fn new(statement: &'a Statement, sql: Option<Arc<Sanitised>>) -> Self {
-        Self { statement, sql }
+    pub(super) const fn new(
+        statement: &'a Statement,
+        sql: Option<Arc<Sanitised>>,
+        rules: &'a Rules,
+    ) -> Self {
+        Self {
+            statement,
+            sql,
+            rules,
+        }
+    }
+
+    /// A part of the statement's text, as the user's rules leave it.
+    fn ruled<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        self.rules.apply(Place::Statement, text)
     }
 
     /// What is done, and to which table: of low cardinality.
@@ -35,7 +53,7 @@ impl<'a> Facts<'a> {
             return Cow::Borrowed("sqlite");
         };
         match collection {
-            Some(collection) => Cow::Owned(format!("{operation} {collection}")),
+            Some(collection) => Cow::Owned(format!("{operation} {}", self.ruled(collection))),
             None => Cow::Borrowed(operation),
         }
     }
@@ -57,12 +75,18 @@ impl<'a> Facts<'a> {
         }
         if let Some(sql) = self.sql.as_deref() {
             let end = if statement.cut { "..." } else { "" };
-            text("db.query.text", format!("{}{end}", sql.text).into());
+            text(
+                "db.query.text",
+                format!("{}{end}", self.ruled(&sql.text)).into(),
+            );
             if let Some(operation) = sql.operation {
                 text("db.operation.name", operation.into());
             }
             if let Some(collection) = &sql.collection {
-                text("db.collection.name", collection.clone().into());
+                text(
+                    "db.collection.name",
+                    self.ruled(collection).into_owned().into(),
+                );
             }
         }
         if let Some(code) = statement.error {
@@ -161,7 +185,14 @@ const PRIMARY: [&str; 28] = [
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
-    use crate::{correlate::identity::Identity, policy::sql::sanitise};
+    use std::sync::LazyLock;
+
+    use crate::{
+        correlate::identity::Identity,
+        policy::{rules::Rule, sql::sanitise},
+    };
+
+    static NO_RULES: LazyLock<Rules> = LazyLock::new(Rules::default);
 
     fn statement() -> Statement {
         Statement {
@@ -181,7 +212,7 @@ mod tests {
     }
 
     fn facts<'a>(statement: &'a Statement, sql: &str) -> Facts<'a> {
-        Facts::new(statement, Some(Arc::new(sanitise(sql))))
+        Facts::new(statement, Some(Arc::new(sanitise(sql))), &NO_RULES)
     }
 
     fn has(attributes: &[Attribute], name: &str) -> Option<Value> {
@@ -206,7 +237,25 @@ mod tests {
         assert_eq!(change.name(), "COMMIT");
         let rows = has(&change.attributes(Link::None), "db.response.returned_rows");
         assert_eq!(rows, None);
-        assert_eq!(Facts::new(&query, None).name(), "sqlite");
+        assert_eq!(Facts::new(&query, None, &NO_RULES).name(), "sqlite");
+    }
+
+    /// The user's rules reach the text, and the table wherever it is named.
+    #[test]
+    fn rules_apply() {
+        let rule = Rule::new("tenant_[a-z]+", "tenant_*", &[Place::Statement]).unwrap();
+        let rules = Rules::new(vec![rule]);
+        let query = statement();
+        let sql = Arc::new(sanitise("SELECT 1 FROM tenant_smith"));
+        let facts = Facts::new(&query, Some(sql), &rules);
+        assert_eq!(facts.name(), "SELECT tenant_*");
+        let attributes = facts.attributes(Link::Exact);
+        for (name, value) in [
+            ("db.query.text", "SELECT ? FROM tenant_*"),
+            ("db.collection.name", "tenant_*"),
+        ] {
+            assert_eq!(has(&attributes, name), Some(Value::Str(value.into())));
+        }
     }
 
     /// Failure, waiting, batches and cut texts show.

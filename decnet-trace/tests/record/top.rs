@@ -138,3 +138,32 @@ fn top_shows_what_runs_and_leaves_the_terminal_as_it_was() {
     assert!(screen.starts_with("before"), "{screen}");
     assert!(!screen.contains("heavy"), "{screen}");
 }
+
+/// When the terminal goes away, so does what was shown on it: nothing goes on reading from there.
+#[test]
+fn top_ends_with_its_terminal() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    let Some(python) = pythons().pop() else {
+        return;
+    };
+    let running = Running::start(&python, "mix.py", &["600"]);
+    let Some(terminal) = Terminal::start(&format!("exec {AGENT} top --pid {}", running.pid()))
+    else {
+        println!("SKIPPED: no tmux at hand");
+        return;
+    };
+    terminal.wait("functions", |screen| first_row(screen).contains("heavy ("));
+    let output = terminal.tmux(&["list-panes", "-F", "#{pane_pid}"]).output();
+    let pid = String::from_utf8(output.unwrap().stdout).unwrap();
+    let top = format!("/proc/{}/exe", pid.trim());
+    assert!(std::fs::read_link(&top).unwrap().ends_with("decnet-trace"));
+    drop(terminal);
+    let began = Instant::now();
+    while std::fs::read_link(&top).is_ok_and(|exe| exe.ends_with("decnet-trace")) {
+        assert!(began.elapsed() < Duration::from_secs(10), "it goes on");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -5,10 +5,12 @@ mod view;
 
 use std::{
     io::{self, IsTerminal as _},
+    process,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -54,10 +56,17 @@ pub(super) fn run(args: TopArgs) -> Result<Exit> {
         ));
     }
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))
+    let hangup = Arc::new(AtomicBool::new(false));
+    for (signal, flag) in [
+        (libc::SIGINT, &stop),
+        (libc::SIGTERM, &stop),
+        (libc::SIGHUP, &stop),
+        (libc::SIGHUP, &hangup),
+    ] {
+        signal_hook::flag::register(signal, Arc::clone(flag))
             .map_err(|error| Error::failed(format!("cannot watch for signals: {error}")))?;
     }
+    end_without_terminal(hangup)?;
     let mut sampling = args.sampling.start_by_interval(INTERVAL)?;
     let failed = |error| Error::failed(format!("cannot use the terminal: {error}"));
     // Restores the terminal when something panics, too.
@@ -74,6 +83,22 @@ pub(super) fn run(args: TopArgs) -> Result<Exit> {
         );
     }
     Ok(Exit::Done)
+}
+
+/// Ends the process a moment after a hangup, unless it has ended by itself: crossterm reads on and on from
+/// a terminal that is gone, and never comes back. The hooks go with the process.
+fn end_without_terminal(hangup: Arc<AtomicBool>) -> Result<()> {
+    thread::Builder::new()
+        .name("hangup".into())
+        .spawn(move || {
+            while !hangup.load(Ordering::Relaxed) {
+                thread::sleep(INTERVAL);
+            }
+            thread::sleep(INTERVAL);
+            process::exit(Exit::Done as i32);
+        })
+        .map(drop)
+        .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))
 }
 
 /// Shows what comes until told to end, or there is nothing more.
