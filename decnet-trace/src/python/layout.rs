@@ -278,11 +278,8 @@ impl Layout {
             instr: field(self.frame_instr)?,
             owner: field(self.frame_owner)?,
             owner_shim: field(self.frame_owner_shim)?,
-            gil_mask: if self.thread_gil_mask == NONE {
-                0
-            } else {
-                self.thread_gil_mask
-            },
+            // Of a field that has the word to itself (3.14 on), every bit counts.
+            gil_mask: self.thread_gil_mask,
         })
     }
 }
@@ -302,6 +299,9 @@ mod tests {
             assert_eq!(kernel.version, 0x0300 | u16::from(minor));
             assert_ne!(kernel.context, abi::ABSENT);
             assert!(usize::from(kernel.frame_size) <= abi::FRAME_SIZE_MAX);
+            // From 3.12 on the thread state says who holds the GIL.
+            assert_eq!(kernel.gil != abi::ABSENT, minor >= 12);
+            assert_ne!(kernel.gil_mask, 0);
         }
         assert!(Layout::of_minor(7).is_none());
         assert!(Layout::of_minor(16).is_none());

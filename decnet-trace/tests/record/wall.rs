@@ -93,6 +93,10 @@ fn idle_threads_are_left_out() {
         // It wakes five times a second, and may wait for a CPU then.
         assert!(with(&active, "sleeps") < due / 8, "{name}: {active:?}");
         assert!(with(&active, "spin") > due / 4, "{name}: {active:?}");
+        // The kernel side cannot tell who holds the GIL there (docs/python-support.md).
+        if python.program.ends_with("python3.8") {
+            continue;
+        }
         let (gil, _) = wall(&running.pid(), LONG, &["--idle", "--gil"]);
         assert_eq!(with(&gil, "waits_for_a_lock"), 0, "{name}: {gil:?}");
         // Where CPUs are scarce, nobody holds it much of the time: who is to have it next waits for one.
