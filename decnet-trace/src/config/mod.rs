@@ -160,7 +160,7 @@ section! {
         /// hash, the same for the same address).
         client_address: ClientAddress = ClientAddress::Whole,
         /// A file that holds the key for "hashed", at least 16 bytes. Without one, a key is made at each
-        /// start. It should be readable by root alone.
+        /// start, and whenever the configuration is read again. It should be readable by root alone.
         hash_key_file: String = String::new(),
         /// What is masked beside that, in this order. Each rule is a table under
         /// [[redaction.rules]]:

@@ -22,8 +22,8 @@ pub fn example() -> String {
          # Every key is here, with its default. A variable of the environment, named beside each key,\n\
          # comes before the file, and a flag before both. `decnet-trace config check` says what is\n\
          # wrong with a file; `decnet-trace config show --origin` shows what is in effect.\n\
-         # SIGHUP makes a running agent read it again: [redaction] and [routes] change at once, the\n\
-         # rest at the next start.\n",
+         # SIGHUP makes a running agent read it again: [redaction] and the patterns of [routes] change\n\
+         # at once, the rest at the next start.\n",
     );
     for section in Settings::sections() {
         out.push('\n');
