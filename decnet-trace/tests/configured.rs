@@ -228,6 +228,99 @@ fn reloads() {
     agent.stop();
 }
 
+/// SIGHUP: targets, sampling and the rate of samples change at once; what only another start changes is
+/// named in one line and stays; and a client's hash stays the same.
+#[test]
+fn reloads_targets_rates_and_sampling() {
+    if !support::can_run() {
+        return;
+    }
+    let folder = Folder::new().unwrap();
+    let config = folder.path().join("config.toml");
+    let services = [
+        Service::builder().start().unwrap(),
+        Service::builder().start().unwrap(),
+    ];
+    let [first, second] = services.each_ref().map(Service::addr);
+    let write = |port: u16, rest: &str| {
+        let text = format!(
+            "[targets]\nports = [{port}]\n[redaction]\nclient_address = 'hashed'\n{rest}\n"
+        );
+        fs::write(&config, text).unwrap();
+    };
+    write(first.port(), "");
+    let agent = Agent::start(&["--config", config.to_str().unwrap()]);
+    let file = agent.path("spans.jsonl");
+    // Links to perf events that are no probes.
+    let clocks = || {
+        let open = fs::read_dir(format!("/proc/{}/fdinfo", agent.pid())).unwrap();
+        open.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok())
+            .filter(|about| about.contains("event_type:\tevent"))
+            .count()
+    };
+    let mut reloads = 0;
+    let mut reload = || {
+        reloads += 1;
+        agent.signal(Signal::HUP);
+        wait_until("the reload", || {
+            agent.output().matches("read again").count() == reloads
+        });
+    };
+    let request = |address, path: &str| ask(address, &format!("GET {path} HTTP/1.1"), "");
+    let client = |path: &str| {
+        let spans = support::spans(&file);
+        let span = spans.iter().find(|span| span.text("url.path") == path);
+        span.map(|span| span.text("client.address").to_owned())
+    };
+    request(first, "/first");
+    request(second, "/unasked");
+    wait_until("the first span", || client("/first").is_some());
+    let hash = client("/first").unwrap();
+    let at_first = clocks();
+    assert!(at_first > 0);
+
+    write(
+        second.port(),
+        "[profile]\nrate = 0\n[otlp]\nendpoint = 'http://127.0.0.1:1'\n[store]\nmax_age = '2h'",
+    );
+    reload();
+    wait_until("what cannot change", || {
+        agent
+            .output()
+            .contains("only another start changes otlp.endpoint, store.max_age;")
+    });
+    wait_until("the other target", || {
+        request(second, "/second");
+        client("/second").is_some()
+    });
+    assert_eq!(client("/second").unwrap(), hash);
+    wait_until("no more samples", || clocks() == 0);
+    request(first, "/left");
+
+    write(
+        second.port(),
+        "[profile]\nrate = 49\n[sampling]\nsampler = 'always_off'",
+    );
+    reload();
+    wait_until("samples again", || clocks() == at_first);
+    std::thread::sleep(Duration::from_millis(300));
+    request(second, "/dropped");
+    // What was asked before a reload is decided before it.
+    std::thread::sleep(Duration::from_millis(500));
+
+    write(second.port(), "[sampling]\nsample = 1");
+    reload();
+    std::thread::sleep(Duration::from_millis(300));
+    request(second, "/last");
+    wait_until("the last span", || client("/last").is_some());
+    assert_eq!(client("/last").unwrap(), hash);
+    for path in ["/unasked", "/left", "/dropped"] {
+        assert_eq!(client(path), None, "{path}");
+    }
+    let output = agent.stop().output;
+    assert!(!output.contains("still sampling"), "{output}");
+}
+
 /// A configuration that is wrong ends the command with its line, column and exit code 2, before
 /// anything is attached; `config check` says the same.
 #[test]
@@ -281,6 +374,25 @@ fn shows_what_it_does() {
         shown,
         "/a/emp-N?page=2&q=REDACTED\nhttps://REDACTED:REDACTED@h/REDACTED\n"
     );
+    fs::write(
+        &config,
+        "[[redaction.rules]]\npattern = 'tenant_\\w+'\nreplacement = 'tenant'\n",
+    )
+    .unwrap();
+    let output = command(
+        &["redact", "--sql", "--explain", "--config", path],
+        "SELECT a FROM tenant_blue WHERE b = 'secret'\n",
+    );
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "SELECT a FROM tenant WHERE b = ?\n  rule 1 (tenant_\\w+, statement) finds \"tenant_blue\"\n"
+    );
+    fs::write(
+        &config,
+        "[redaction]\nquery_allow = ['page']\n[otlp]\nheaders = 'api-key=topsecret'\n\
+         [otlp_logs]\nheaders = 'api-key=topsecret2'\n",
+    )
+    .unwrap();
     let output = command(&["config", "show", "--origin", "--config", path], "");
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(

@@ -9,20 +9,21 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use decnet_trace::{
     correlate::exchange::{End, Ends, Exchange, Role},
     export::{
         ExportConfig, Exporters, OtlpConfig,
-        otlp::{Compression, Protocol},
+        otlp::{Compression, Instead, Protocol},
     },
+    metrics::{MetricsConfig, SharedMetrics},
     policy::{ClockOffset, Link, Parent, Policy, PolicyConfig},
     span::{Resource, Span, SpanKind, Status, Value},
-    telemetry::{Count, Counters},
+    telemetry::{Count, Counters, events::Events},
 };
-use xtask::bed::collector::{Collected, Collector};
+use xtask::bed::collector::{Collected, Collector, Point};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -210,6 +211,82 @@ fn a_collector_understands_what_is_sent() {
         assert_eq!(counters.get(Count::OtlpFailedAttempts), 0);
     }
     check(&collector, want);
+}
+
+/// Spans, metrics and log records all arrive over each transport, and each where its own endpoint says: a
+/// path over HTTP is used as it stands.
+#[test]
+fn each_kind_arrives_where_it_is_sent() {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    let collectors = [Collector::start().unwrap(), Collector::start().unwrap()];
+    for (at, here) in collectors.iter().enumerate() {
+        let there = &collectors[1 - at];
+        let grpc = OtlpConfig::new(here.grpc_endpoint());
+        let http = OtlpConfig {
+            protocol: Protocol::HttpProtobuf,
+            ..OtlpConfig::new(here.http_endpoint())
+        };
+        let alone = |path: &str| {
+            let url = format!("{}{path}", there.http_endpoint());
+            Some(Box::new(OtlpConfig {
+                endpoint_is_whole: true,
+                protocol: Protocol::HttpProtobuf,
+                ..OtlpConfig::new(url)
+            }))
+        };
+        let apart = OtlpConfig {
+            instead: Instead {
+                traces: None,
+                metrics: alone("/v1/metrics"),
+                logs: alone("/v1/logs"),
+            },
+            ..grpc.clone()
+        };
+        for (name, config) in [("grpc", grpc), ("http", http), ("apart", apart)] {
+            let (name, to) = (
+                format!("{name}{at}"),
+                if name == "apart" { there } else { here },
+            );
+            let metrics = SharedMetrics::new(MetricsConfig::default(), 1_000);
+            let mut policy = Policy::new(PolicyConfig::default(), Arc::default()).unwrap();
+            let (exchange, resource) = (exchange(), resource(&name));
+            let seen = policy.observe(&exchange, &resource);
+            metrics.lock().exchange(&resource, &seen, 2_000, None);
+            let events = Arc::<Events>::default();
+            let counters = Arc::new(Counters::new());
+            let config = ExportConfig {
+                otlp: Some(config),
+                metrics: Some(metrics),
+                events: Some(Arc::clone(&events)),
+                ..ExportConfig::default()
+            };
+            let exporters = Exporters::start(config, Arc::clone(&counters)).unwrap();
+            let subscriber = tracing_subscriber::registry().with(events.layer());
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::warn!(target: "decnet_trace::test", "a word by {name}");
+            });
+            let before = here.spans().unwrap().len();
+            exporters.send(spans());
+            exporters.shutdown(SOON);
+            assert_eq!(counters.get(Count::OtlpFailedAttempts), 0, "{name}");
+            assert_eq!(
+                here.wait_for_spans(before + 3, SOON).unwrap().len(),
+                before + 3
+            );
+            let is_of = |point: &Point| point.resource["service.name"] == format!("Str({name})");
+            let has_all = || {
+                let points = to.points().unwrap();
+                let records = to.records().unwrap();
+                points.iter().any(is_of) && records.contains(&format!("Str(a word by {name})"))
+            };
+            let begin = Instant::now();
+            while !has_all() {
+                assert!(begin.elapsed() < SOON, "{name}");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
 }
 
 /// A real collector understands every field of every span in the file, line by line.

@@ -317,6 +317,93 @@ fn a_hanging_endpoint_costs_bounded_memory() {
     assert!(lost[0] > 0, "{lost:?}");
 }
 
+/// The collector is away for longer than the queue can hold, under load: what is kept is the newest, what
+/// is lost is counted, and memory stays bounded. Says what came of it. It takes too long to be run with the
+/// others.
+#[test]
+#[ignore = "takes minutes"]
+fn an_outage() {
+    if !support::can_run() {
+        return;
+    }
+    let number = |name: &str, default| {
+        let text = std::env::var(name).ok();
+        text.and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
+    let seconds: u64 = number("DECNET_TRACE_OUTAGE_SECONDS", 120);
+    let rate: u64 = number("DECNET_TRACE_OUTAGE_RATE", 400);
+    let (lead, pause) = (5, Duration::from_secs(1));
+    let collector = Collector::start().unwrap();
+    let (grpc, http) = collector.addresses();
+    let service = Service::builder().start().unwrap();
+    let pid = service.pid.to_string();
+    let agent = Agent::start(&["--pid", &pid, "--otlp-endpoint", &collector.grpc_endpoint()]);
+    let target = service.target.clone();
+    let load = std::thread::spawn(move || {
+        Load::new(target, [Request::get("/")])
+            .connections(8)
+            .rate(rate as f64)
+            .duration(Duration::from_secs(seconds + 2 * lead))
+            .run()
+            .unwrap()
+    });
+    std::thread::sleep(Duration::from_secs(lead));
+    let (before, _) = collector.stop().unwrap();
+    std::thread::sleep(Duration::from_secs(seconds));
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap();
+    let collector = Collector::start_at(grpc, http).unwrap();
+    let back = std::time::Instant::now();
+    let truth = load.join().unwrap();
+    // The next attempt may be half a minute away.
+    let (mut arrived, mut since, mut first) = (0, back, None);
+    while first.is_none() || since.elapsed() < 5 * pause {
+        assert!(back.elapsed() < SOON + 2 * SOON, "{}", agent.output());
+        std::thread::sleep(pause);
+        let now = collector.spans().unwrap().len();
+        if now > arrived {
+            first.get_or_insert(back.elapsed());
+            (arrived, since) = (now, std::time::Instant::now());
+        }
+    }
+    let after = collector.spans().unwrap();
+    let seen = agent.stop();
+    let counter = |name: &str| seen.counter(&format!("otlp_spans_{name}"));
+    let lost: Vec<_> = ["queue_full", "gave_up", "refused", "at_stop"]
+        .iter()
+        .map(|reason| (*reason, counter(&format!("lost_{reason}"))))
+        .collect();
+    println!(
+        "{seconds} s away at {rate} requests/s: {} requests, {} spans before, {} after; lost {lost:?}; \
+         {peak}; first {:.0?} after it was back",
+        truth.len(),
+        before.len(),
+        after.len(),
+        first.unwrap_or_default()
+    );
+    let all_lost: u64 = lost.iter().map(|(_, count)| count).sum();
+    assert_eq!(
+        counter("sent") + all_lost,
+        truth.len() as u64,
+        "{}",
+        seen.output
+    );
+    // The newest are there: those of the last second before the end.
+    let last = seen.spans.iter().map(|span| span.end).max().unwrap();
+    let newest = seen
+        .spans
+        .iter()
+        .filter(|span| span.end + 1_000_000_000 > last);
+    let ids: HashSet<&str> = after.iter().map(|span| span.span_id.as_str()).collect();
+    assert!(newest.clone().count() > 0);
+    for span in newest {
+        assert!(ids.contains(span.id.as_str()), "{}", span.id);
+    }
+}
+
 /// What cannot be meant is refused in one line before anything is attached.
 #[test]
 fn refuses_nonsense() {

@@ -428,7 +428,7 @@ fn odd_folders() {
         .output()
         .unwrap();
     let (code, said) = text(&output);
-    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(code, Some(2), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("Read-only file system"), "{said}");
 }

@@ -7,7 +7,7 @@ use aya::{
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{
         BtfTracePoint, Iter, PerfEvent, ProgramError, TracePoint, UProbe,
-        perf_event::{PerfEventConfig, PerfEventLink, PerfEventScope, SamplePolicy, SoftwareEvent},
+        perf_event::PerfEventLink,
         tp_btf::BtfTracePointLink,
         trace_point::TracePointLink,
         uprobe::{UProbeAttachLocation, UProbeLink, UProbeScope},
@@ -82,7 +82,7 @@ impl SockHooks {
 /// of the process, whatever ends it, for nothing is pinned.
 pub struct Bpf {
     /// Dropped before the programs they belong to.
-    links: Vec<Link>,
+    pub(super) links: Vec<Link>,
     pub(super) ebpf: Ebpf,
     sock_hooks: SockHooks,
     /// Whether the kernel has what [`Self::list_threads`] needs.
@@ -255,25 +255,7 @@ impl Bpf {
                 .map_err(|error| refused(&format!("attach to {name}"), &error))?;
             links.push(Link::Typed(link));
         }
-        if self.rate > 0 {
-            let cpus = online_cpus().map_err(|(path, error)| {
-                Error::failed(format!("cannot list the online CPUs from {path}: {error}"))
-            })?;
-            let program = program::<PerfEvent>(ebpf, "cpu_sample")?;
-            for cpu in cpus {
-                let link = program
-                    .attach(
-                        PerfEventConfig::Software(SoftwareEvent::CpuClock),
-                        PerfEventScope::AllProcessesOneCpu { cpu },
-                        SamplePolicy::Frequency(u64::from(self.rate)),
-                        false,
-                    )
-                    .and_then(|id| program.take_link(id))
-                    .map_err(|error| refused(&format!("sample CPU {cpu}"), &error))?;
-                links.push(Link::Sample(link));
-            }
-        }
-        Ok(())
+        self.sample(self.rate)
     }
 
     /// Watches the descent of contexts in one process, by probes at these offsets of its interpreter's

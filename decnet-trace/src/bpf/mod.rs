@@ -5,6 +5,7 @@ pub mod features;
 pub mod load;
 pub mod object;
 pub mod offsets;
+mod sampling;
 mod statements;
 pub mod threads;
 pub mod tracefs;

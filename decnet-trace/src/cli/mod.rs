@@ -9,6 +9,7 @@ mod dump;
 mod ps;
 mod record;
 mod redact;
+mod reload;
 mod report;
 mod requests;
 mod run;

@@ -5,12 +5,12 @@ use std::{
     path::PathBuf,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::{
     config::Loader,
     error::{Error, Exit, Result},
-    policy::Redactor,
+    policy::{Redactor, rules::Place},
 };
 
 /// The longest line that is read, in bytes.
@@ -18,15 +18,49 @@ const LINE_MAX: u64 = 1 << 20;
 
 /// Show what redaction leaves of a sample: a line in, a line out.
 ///
-/// Reads URLs and paths from the standard input, and prints them as they would leave the agent.
+/// Reads lines from the standard input, and prints them as they would leave the agent: URLs and paths,
+/// or what --as says.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Example: awk '{print $7}' access.log | decnet-trace redact --config new.toml"
-)]
+#[command(after_help = "Examples:\n  \
+        awk '{print $7}' access.log | decnet-trace redact --config new.toml\n  \
+        decnet-trace redact --as sql --explain < statements.sql")]
 pub(super) struct RedactArgs {
     /// The file with the rules [default: /etc/decnet-trace/config.toml, if it is there].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// What the lines are.
+    #[arg(long = "as", value_name = "KIND", value_enum, default_value_t = Kind::Url)]
+    kind: Kind,
+
+    /// The same as --as sql.
+    #[arg(long, conflicts_with = "kind")]
+    sql: bool,
+
+    /// Say below each line which of the configuration's rules found what in it.
+    #[arg(long)]
+    explain: bool,
+}
+
+/// What a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// A URL, or a path with or without a query.
+    Url,
+    /// A statement of a database.
+    Sql,
+    /// The User-Agent of a request.
+    UserAgent,
+}
+
+impl Kind {
+    const fn places(self) -> &'static [Place] {
+        match self {
+            Self::Url => &[Place::Path, Place::Query],
+            Self::Sql => &[Place::Statement],
+            Self::UserAgent => &[Place::UserAgent],
+        }
+    }
 }
 
 pub(super) fn run(args: &RedactArgs) -> Result<Exit> {
@@ -37,6 +71,7 @@ pub(super) fn run(args: &RedactArgs) -> Result<Exit> {
     let mut loaded = loader.load(|name| std::env::var(name).ok())?;
     let policy = loaded.settings.policy(&mut loaded.warnings)?;
     let redactor = Redactor::new(policy);
+    let kind = if args.sql { Kind::Sql } else { args.kind };
     let failed = |error: io::Error| Error::failed(format!("cannot read or write: {error}"));
     let mut input = io::stdin().lock();
     let mut out = io::stdout().lock();
@@ -51,6 +86,23 @@ pub(super) fn run(args: &RedactArgs) -> Result<Exit> {
         }
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end_matches(['\n', '\r']);
-        writeln!(out, "{}", redactor.url(text)).map_err(failed)?;
+        let shown = match kind {
+            Kind::Url => redactor.url(text),
+            Kind::Sql => redactor.sql(text),
+            Kind::UserAgent => redactor.user_agent(text),
+        };
+        writeln!(out, "{shown}").map_err(failed)?;
+        for place in kind.places().iter().filter(|_| args.explain) {
+            for (number, found) in redactor.found(*place, text) {
+                let rule = &loaded.settings.redaction.rules[number - 1];
+                writeln!(
+                    out,
+                    "  rule {number} ({}, {}) finds {found:?}",
+                    rule.pattern.as_str(),
+                    place.name()
+                )
+                .map_err(failed)?;
+            }
+        }
     }
 }

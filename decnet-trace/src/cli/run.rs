@@ -10,9 +10,10 @@ use std::{
 
 use clap::Args;
 use toml::Value;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
+    reload::Reloader,
     store::StoreArgs,
     wait::{Hangup, Stop},
 };
@@ -147,6 +148,11 @@ impl RunArgs {
             ),
             ("targets.ports", "--port", some(ports.collect())),
             (
+                "targets.exclude",
+                "--exclude",
+                some(self.targets.exclude.iter().map(text).collect()),
+            ),
+            (
                 "otlp.endpoint",
                 "--otlp-endpoint",
                 self.otlp_endpoint.as_ref().map(text),
@@ -225,6 +231,7 @@ impl RunArgs {
                 value: value?,
             })
         })
+        .chain(self.store.flags())
         .collect()
     }
 
@@ -260,6 +267,10 @@ pub(super) struct TargetArgs {
     /// Trace processes that listen on this TCP port (may be given again).
     #[arg(long, value_name = "PORT", help_heading = "Targets")]
     port: Vec<u16>,
+
+    /// Leave processes alone that match, whatever else asks for them but --pid (may be given again).
+    #[arg(long, value_name = "GLOB", help_heading = "Targets")]
+    exclude: Vec<String>,
 }
 
 impl TargetArgs {
@@ -269,7 +280,9 @@ impl TargetArgs {
                 "--pid names decnet-trace itself, which is never traced; name another process",
             ));
         }
-        Selector::new(&self.pid, &self.name, &self.port).map_err(Error::usage)
+        Selector::new(&self.pid, &self.name, &self.port)
+            .and_then(|selector| selector.without(&self.exclude))
+            .map_err(Error::usage)
     }
 }
 
@@ -366,9 +379,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     }
     let summary = args.summary || std::io::stdout().is_terminal();
     let otlp = settings.otlp(&variable, &mut warnings)?;
-    let metrics = otlp
-        .as_ref()
-        .is_some_and(|otlp| otlp.metrics_every.is_some());
+    let metrics = otlp.as_ref().is_some_and(|otlp| otlp.sends_metrics());
     let prometheus = settings.prometheus(&mut warnings)?;
     let metrics = metrics || prometheus.is_some();
     let config = Config {
@@ -383,7 +394,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
         export: ExportConfig {
             otlp,
             spans_file: path(&settings.files.spans),
-            store: args.store.config(),
+            store: settings.store()?,
             summary: summary.then(SummaryConfig::default),
             metrics: None,
             events: Some(Arc::clone(events::global())),
@@ -407,10 +418,15 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     let deadline = args
         .duration
         .map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let mut before = settings;
+    let mut reloader = Reloader {
+        loader,
+        settings,
+        has_pids: !args.targets.pid.is_empty(),
+        rate_is_live: rate > 0 && profile_out.is_none(),
+    };
     stop.until(deadline, || {
         if hangup.came() {
-            reload(&loader, &mut before, &pipeline);
+            reloader.reload(&pipeline);
         }
         pipeline.is_finished()
     });
@@ -428,41 +444,6 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
         print(&outcome, written)?;
     }
     Ok(Exit::Done)
-}
-
-/// SIGHUP: opens the spans file anew, and reads the configuration again. What is wrong with it is said,
-/// and nothing changes then.
-fn reload(loader: &Loader, before: &mut Settings, pipeline: &Pipeline) {
-    pipeline.reopen();
-    let read = || {
-        let Loaded {
-            settings,
-            mut warnings,
-            ..
-        } = loader.load(|name| std::env::var(name).ok())?;
-        settings.check(&|name| std::env::var(name).ok(), &mut warnings)?;
-        let policy = settings.policy(&mut Vec::new())?;
-        Ok::<_, Error>((settings, policy, warnings))
-    };
-    match read() {
-        Ok((settings, policy, warnings)) => {
-            for warning in &warnings {
-                warn!("{warning}");
-            }
-            if before.needs_restart(&settings) {
-                warn!(
-                    "the configuration changes what only a restart can change; restart decnet-trace"
-                );
-            }
-            if pipeline.reconfigure(policy) {
-                info!("the configuration was read again");
-                *before = settings;
-            } else {
-                warn!("the configuration was not changed: the pipeline is busy; send SIGHUP again");
-            }
-        }
-        Err(error) => warn!("the configuration is kept as it was: {error}"),
-    }
 }
 
 /// Prints what a person wants to see at the end.

@@ -1,34 +1,9 @@
-//! Where the store is: the same words for every verb.
+//! What `run` keeps on this machine: the flags that stand for the keys of `[store]`.
 
-use std::{convert::Infallible, path::PathBuf, str::FromStr, time::Duration};
-
-use bytesize::ByteSize;
 use clap::Args;
+use toml::Value;
 
-use crate::{
-    error::{Error, Result},
-    store::{AGE_MIN, FOLDER, SIZE_MIN, StoreConfig},
-};
-
-/// What `--store` says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// Nowhere.
-    Off,
-    /// In this folder.
-    Folder(PathBuf),
-}
-
-impl FromStr for Place {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text {
-            "off" => Self::Off,
-            folder => Self::Folder(folder.into()),
-        })
-    }
-}
+use crate::config::Flag;
 
 /// What is stored, and for how long.
 #[derive(Args, Debug)]
@@ -36,65 +11,43 @@ pub(super) struct StoreArgs {
     /// Keep requests and samples in this folder, for `decnet-trace requests`; off keeps nothing
     /// [default: /var/lib/decnet-trace].
     #[arg(long, value_name = "DIR|off", help_heading = "Store")]
-    store: Option<Place>,
+    store: Option<String>,
 
-    /// Delete what is older.
-    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = age, help_heading = "Store")]
-    store_max_age: Duration,
+    /// Delete what is older: 90m, 7days [default: 24h].
+    #[arg(long, value_name = "TIME", help_heading = "Store")]
+    store_max_age: Option<String>,
 
-    /// Let its files grow to this size; the oldest is deleted then.
-    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = size, help_heading = "Store")]
-    store_max_size: ByteSize,
+    /// Let its files grow to this size, as 2GB; the oldest is deleted then [default: 512MiB].
+    #[arg(long, value_name = "SIZE", help_heading = "Store")]
+    store_max_size: Option<String>,
 }
 
 impl StoreArgs {
-    pub(super) fn config(&self) -> Option<StoreConfig> {
-        let (folder, is_required) = match &self.store {
-            Some(Place::Off) => return None,
-            Some(Place::Folder(folder)) => (folder.clone(), true),
-            None => (FOLDER.into(), false),
-        };
-        Some(StoreConfig {
-            folder,
-            is_required,
-            max_age: self.store_max_age,
-            max_size: self.store_max_size.as_u64(),
+    /// The flags that were given.
+    pub(super) fn flags(&self) -> impl Iterator<Item = Flag> {
+        [
+            ("store.dir", "--store", &self.store),
+            ("store.max_age", "--store-max-age", &self.store_max_age),
+            ("store.max_size", "--store-max-size", &self.store_max_size),
+        ]
+        .into_iter()
+        .filter_map(|(key, flag, text)| {
+            let value = Value::String(text.clone()?);
+            Some(Flag { key, flag, value })
         })
     }
-}
-
-fn age(text: &str) -> Result<Duration> {
-    let age = humantime::parse_duration(text)
-        .map_err(|error| Error::usage(format_args!("{error}; say 24h, or 7days")))?;
-    if age < AGE_MIN {
-        return Err(Error::usage(format_args!(
-            "say {} or more",
-            humantime::format_duration(AGE_MIN)
-        )));
-    }
-    Ok(age)
-}
-
-fn size(text: &str) -> Result<ByteSize> {
-    let size: ByteSize = text
-        .parse()
-        .map_err(|error| Error::usage(format_args!("{error}; say 512MiB, or 2GB")))?;
-    if size.as_u64() < SIZE_MIN {
-        return Err(Error::usage(format_args!(
-            "say {} or more",
-            ByteSize(SIZE_MIN)
-        )));
-    }
-    Ok(size)
 }
 
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+    use std::time::Duration;
+
     use clap::Parser;
 
     use super::*;
+    use crate::{config::Loader, error::Exit, store::StoreConfig};
 
     #[derive(Parser)]
     struct Line {
@@ -102,27 +55,42 @@ mod tests {
         args: StoreArgs,
     }
 
-    fn parse(line: &str) -> Result<Option<StoreConfig>, String> {
+    /// What a command line and an environment say.
+    fn parse(line: &str, variables: &[(&str, &str)]) -> crate::error::Result<Option<StoreConfig>> {
         let words = ["run"].into_iter().chain(line.split_whitespace());
-        match Line::try_parse_from(words) {
-            Ok(line) => Ok(line.args.config()),
-            Err(error) => Err(error.to_string()),
-        }
+        let loader = Loader {
+            file: Some("/dev/null".into()),
+            flags: Line::try_parse_from(words).unwrap().args.flags().collect(),
+        };
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        loader.load(variable)?.settings.store()
     }
 
-    /// Without a word, what the documents promise; ages and sizes in the units that people write.
+    /// Without a word, what the documents promise; ages and sizes in the units that people write, from
+    /// flags before variables.
     #[test]
     fn reads_ages_and_sizes() {
-        assert_eq!(parse(""), Ok(Some(StoreConfig::default())));
-        assert_eq!(parse("--store off"), Ok(None));
-        let config = parse("--store /srv/x --store-max-age 90m --store-max-size 1GiB");
+        assert_eq!(parse("", &[]).unwrap(), Some(StoreConfig::default()));
+        assert_eq!(parse("--store off", &[]).unwrap(), None);
+        let variables = [
+            ("DECNET_TRACE_STORE_DIR", "/srv/y"),
+            ("DECNET_TRACE_STORE_MAX_AGE", "90m"),
+        ];
+        let config = parse("--store /srv/x --store-max-size 1GiB", &variables).unwrap();
         let expected = StoreConfig {
             folder: "/srv/x".into(),
             is_required: true,
             max_age: Duration::from_secs(5400),
             max_size: 1 << 30,
         };
-        assert_eq!(config, Ok(Some(expected)));
+        assert_eq!(config, Some(expected));
+        assert_eq!(
+            parse("", &[("DECNET_TRACE_STORE_DIR", "off")]).unwrap(),
+            None
+        );
     }
 
     /// What is no age or size, or too little, is a wrong command line, and the line says what is right.
@@ -134,8 +102,11 @@ mod tests {
             ("--store-max-size much", "512MiB"),
             ("--store-max-size 5KiB", "8.0 MiB"),
         ] {
-            let error = parse(line).unwrap_err();
-            assert!(error.contains(hint), "{line}: {error}");
+            let error = parse(line, &[]).unwrap_err();
+            assert!(error.to_string().contains(hint), "{line}: {error}");
+            let flag = line.split(' ').next().unwrap();
+            assert!(error.to_string().starts_with(flag), "{line}: {error}");
+            assert_eq!(error.exit(), Exit::Usage);
         }
     }
 }

@@ -3,19 +3,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
-use super::{Settings, layers::world_readable, value};
+use super::{Settings, layers::world_readable, otlp, value};
 use crate::{
     discover::{Overrides, Selector},
     error::{Error, Result},
-    export::{
-        PrometheusConfig,
-        otlp::{Headers, OtlpConfig},
-        prometheus::Token,
-    },
+    export::{OtlpConfig, PrometheusConfig, prometheus::Token},
     policy::{ClientAddress, Pattern, PolicyConfig, Rules, rules::Rule, template::Template},
     sampling::{Sampler, SamplingConfig},
+    store::{FOLDER, StoreConfig},
 };
 
 /// The shortest key that addresses are hashed with, in bytes.
@@ -74,11 +72,7 @@ impl Settings {
             value::ClientAddress::Whole => ClientAddress::Whole,
             value::ClientAddress::Cut => ClientAddress::Cut,
             value::ClientAddress::Hashed if file.is_empty() => {
-                let mut key = [0; 32];
-                getrandom::fill(&mut key).map_err(|error| {
-                    Error::failed(format!("cannot get random numbers: {error}"))
-                })?;
-                ClientAddress::hashed(&key)
+                ClientAddress::hashed(&key_of_this_run()?)
             }
             value::ClientAddress::Hashed => {
                 let key = secret("redaction.hash_key_file", file, warnings)?;
@@ -94,11 +88,11 @@ impl Settings {
         })
     }
 
-    /// Where spans are sent, if anywhere.
+    /// Where spans, metrics and log records are sent, if anywhere.
     ///
     /// # Errors
     ///
-    /// When the endpoint is no URL, a file cannot be read, or a certificate lacks its key.
+    /// When an endpoint is no URL, a file cannot be read, or a certificate lacks its key.
     ///
     /// `variable` looks up OpenTelemetry's lists of exporters.
     pub fn otlp(
@@ -106,56 +100,7 @@ impl Settings {
         variable: &dyn Fn(&str) -> Option<String>,
         warnings: &mut Vec<String>,
     ) -> Result<Option<OtlpConfig>> {
-        let otlp = &self.otlp;
-        if otlp.endpoint.is_empty() {
-            return Ok(None);
-        }
-        let path = |text: &String| (!text.is_empty()).then(|| PathBuf::from(text));
-        let mut headers: Headers = otlp.headers.as_str().parse()?;
-        if let Some(file) = path(&otlp.headers_file) {
-            let text = secret("otlp.headers_file", &otlp.headers_file, warnings)?;
-            let lines: Vec<_> = text
-                .lines()
-                .map(str::trim)
-                .filter(|line| !line.is_empty() && !line.starts_with('#'))
-                .collect();
-            let more: Headers = lines
-                .join(",")
-                .parse()
-                .map_err(|error| Error::usage(format_args!("{}: {error}", file.display())))?;
-            headers.0.extend(more.0);
-        }
-        let identity = match (path(&otlp.client_certificate), path(&otlp.client_key)) {
-            (Some(chain), Some(key)) => Some((chain, key)),
-            (None, None) => None,
-            _ => {
-                return Err(Error::usage(
-                    "a client's certificate needs its key: set both otlp.client_certificate and otlp.client_key",
-                ));
-            }
-        };
-        let mut lists = OtlpConfig::new(otlp.endpoint.as_str());
-        lists.apply_env(|name| match name {
-            "OTEL_METRICS_EXPORTER" | "OTEL_LOGS_EXPORTER" => variable(name),
-            _ => None,
-        })?;
-        let every = otlp.metrics_every.0;
-        let config = OtlpConfig {
-            metrics_every: lists
-                .metrics_every
-                .filter(|_| !every.is_zero())
-                .map(|_| every),
-            logs: lists.logs && otlp.logs,
-            protocol: otlp.protocol.as_str().parse()?,
-            headers,
-            timeout: otlp.timeout.0,
-            compression: otlp.compression.as_str().parse()?,
-            certificate: path(&otlp.certificate),
-            identity,
-            ..OtlpConfig::new(otlp.endpoint.as_str())
-        };
-        config.check()?;
-        Ok(Some(config))
+        otlp::config(self, variable, warnings)
     }
 
     /// Which traces are kept.
@@ -178,6 +123,25 @@ impl Settings {
             keep_slow: value::slow(sampling.keep_slow.as_str()).map_err(Error::usage)?,
             ..SamplingConfig::default()
         })
+    }
+
+    /// What is kept on this machine, if anything.
+    ///
+    /// # Errors
+    ///
+    /// When an age or a size is none.
+    pub fn store(&self) -> Result<Option<StoreConfig>> {
+        let store = &self.store;
+        if store.dir == "off" {
+            return Ok(None);
+        }
+        let named = (!store.dir.is_empty()).then(|| PathBuf::from(&store.dir));
+        Ok(Some(StoreConfig {
+            is_required: named.is_some(),
+            folder: named.unwrap_or_else(|| FOLDER.into()),
+            max_age: value::age(store.max_age.as_str()).map_err(Error::usage)?,
+            max_size: value::size(store.max_size.as_str()).map_err(Error::usage)?,
+        }))
     }
 
     /// Where metrics may be asked for, if anywhere.
@@ -206,13 +170,13 @@ impl Settings {
     ///
     /// When a name is no glob.
     pub fn selector(&self, pids: &[u32]) -> Result<Selector> {
-        let names: Vec<_> = self
-            .targets
-            .names
-            .iter()
-            .map(|name| name.as_str().to_owned())
-            .collect();
-        Selector::new(pids, &names, &self.targets.ports).map_err(Error::usage)
+        let texts = |globs: &[value::Glob]| -> Vec<_> {
+            globs.iter().map(|glob| glob.as_str().to_owned()).collect()
+        };
+        let targets = &self.targets;
+        Selector::new(pids, &texts(&targets.names), &targets.ports)
+            .and_then(|selector| selector.without(&texts(&targets.exclude)))
+            .map_err(Error::usage)
     }
 
     /// What telemetry is said to come from.
@@ -229,19 +193,31 @@ impl Settings {
         }
     }
 
-    /// Whether another configuration differs in what is made at the start alone.
-    pub fn needs_restart(&self, other: &Self) -> bool {
-        let fixed = |settings: &Self| {
-            let mut settings = settings.clone();
-            settings.redaction = Default::default();
-            settings.routes = super::Routes {
-                learn: settings.routes.learn,
-                max: settings.routes.max,
-                ..Default::default()
-            };
-            toml::Table::try_from(&settings).ok()
-        };
-        fixed(self) != fixed(other)
+    /// What is in effect once a configuration was read again, and the keys of it that only another start
+    /// changes. `live` says of a key whether it changes at once.
+    pub fn reread(
+        &self,
+        read: &Self,
+        live: impl Fn(&str) -> bool,
+    ) -> Result<(Self, Vec<String>), toml::ser::Error> {
+        let now = toml::Table::try_from(self)?;
+        let mut next = toml::Table::try_from(read)?;
+        let mut fixed = Vec::new();
+        for (section, keys) in &mut next {
+            let before = now.get(section);
+            for (key, value) in keys.as_table_mut().into_iter().flatten() {
+                let path = format!("{section}.{key}");
+                if let Some(before) = before.and_then(|keys| keys.get(key))
+                    && before != value
+                    && !live(&path)
+                {
+                    *value = before.clone();
+                    fixed.push(path);
+                }
+            }
+        }
+        let next = next.try_into().unwrap_or_else(|_| self.clone());
+        Ok((next, fixed))
     }
 
     /// Whether everything can be made of it that is made of it at the start.
@@ -258,13 +234,28 @@ impl Settings {
         self.policy(warnings)?;
         self.otlp(variable, warnings)?;
         self.sampling()?;
+        self.store()?;
         self.prometheus(warnings)?;
         Ok(())
     }
 }
 
+/// The key that addresses are hashed with where no file holds one: the same for as long as the agent
+/// runs, so that a client does not become another one when the configuration is read again.
+fn key_of_this_run() -> Result<[u8; 32]> {
+    static KEY: OnceLock<[u8; 32]> = OnceLock::new();
+
+    if let Some(key) = KEY.get() {
+        return Ok(*key);
+    }
+    let mut key = [0; 32];
+    getrandom::fill(&mut key)
+        .map_err(|error| Error::failed(format!("cannot get random numbers: {error}")))?;
+    Ok(*KEY.get_or_init(|| key))
+}
+
 /// Reads a file that holds a secret.
-fn secret(key: &str, file: &str, warnings: &mut Vec<String>) -> Result<String> {
+pub(super) fn secret(key: &str, file: &str, warnings: &mut Vec<String>) -> Result<String> {
     use std::io::Read as _;
 
     let mut text = String::new();

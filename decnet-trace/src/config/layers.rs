@@ -26,53 +26,37 @@ const OTHERS: &[(&str, &[&str])] = &[
         "otlp.endpoint",
         &["OTEL_EXPORTER_OTLP_ENDPOINT", "DECNET_OTEL_ENDPOINT"],
     ),
-    ("otlp.protocol", &["OTEL_EXPORTER_OTLP_PROTOCOL"]),
     ("otlp.metrics_every", &["OTEL_METRIC_EXPORT_INTERVAL"]),
     ("sampling.sampler", &["OTEL_TRACES_SAMPLER"]),
     ("sampling.sampler_arg", &["OTEL_TRACES_SAMPLER_ARG"]),
-    (
-        "otlp.headers",
-        &[
-            "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-            "OTEL_EXPORTER_OTLP_HEADERS",
-        ],
-    ),
-    (
-        "otlp.compression",
-        &[
-            "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
-            "OTEL_EXPORTER_OTLP_COMPRESSION",
-        ],
-    ),
-    (
-        "otlp.timeout",
-        &[
-            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
-            "OTEL_EXPORTER_OTLP_TIMEOUT",
-        ],
-    ),
-    (
-        "otlp.certificate",
-        &[
-            "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
-            "OTEL_EXPORTER_OTLP_CERTIFICATE",
-        ],
-    ),
-    (
-        "otlp.client_certificate",
-        &[
-            "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
-            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
-        ],
-    ),
-    (
-        "otlp.client_key",
-        &[
-            "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
-            "OTEL_EXPORTER_OTLP_CLIENT_KEY",
-        ],
-    ),
 ];
+
+/// Keys of `[otlp]` that OpenTelemetry has variables for, of all signals and of each.
+const OF_OTLP: &[&str] = &[
+    "endpoint",
+    "protocol",
+    "headers",
+    "timeout",
+    "compression",
+    "certificate",
+    "client_certificate",
+    "client_key",
+];
+
+/// The variables of others that stand for a key.
+fn others(section: &str, key: &str) -> Vec<String> {
+    let path = format!("{section}.{key}");
+    if let Some((_, names)) = OTHERS.iter().find(|(known, _)| *known == path) {
+        return names.iter().map(|name| (*name).to_owned()).collect();
+    }
+    // <https://opentelemetry.io/docs/specs/otel/protocol/exporter/#configuration-options>
+    match section {
+        "otlp" | "otlp_traces" | "otlp_metrics" | "otlp_logs" if OF_OTLP.contains(&key) => {
+            vec![format!("OTEL_EXPORTER_{section}_{key}").to_uppercase()]
+        }
+        _ => Vec::new(),
+    }
+}
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,18 +191,13 @@ impl Layers {
         for key in section.keys {
             let path = format!("{}.{}", section.name, key.name);
             let own = variable_of(section.name, key.name);
-            let others = OTHERS.iter().find(|(key, _)| *key == path);
-            let found = std::iter::once(own.as_str())
-                .chain(
-                    others
-                        .into_iter()
-                        .flat_map(|(_, names)| names.iter().copied()),
-                )
-                .find_map(|name| Some((name.to_owned(), variable(name)?)));
-            let Some((name, text)) = found else { continue };
+            let found = std::iter::once(own)
+                .chain(others(section.name, key.name))
+                .find_map(|name| Some((variable(&name)?, name)));
+            let Some((text, name)) = found else { continue };
             // OpenTelemetry has milliseconds.
-            let text = match (path.as_str(), name.starts_with("OTEL_")) {
-                ("otlp.timeout" | "otlp.metrics_every", true) => format!("{text}ms"),
+            let text = match (key.name, name.starts_with("OTEL_")) {
+                ("timeout" | "metrics_every", true) => format!("{text}ms"),
                 _ => text,
             };
             let like = section.defaults.get(key.name);
@@ -326,9 +305,11 @@ fn place(text: &str, at: usize) -> (usize, usize) {
 
 /// A warning, where a file with secrets in it can be read by everyone.
 fn holds_secrets(path: &Path, table: &Table) -> Option<String> {
-    let headers = table.get("otlp").and_then(|otlp| otlp.get("headers"))?;
-    headers.as_str().filter(|headers| !headers.is_empty())?;
-    world_readable(path)
+    let has_headers = ["otlp", "otlp_traces", "otlp_metrics", "otlp_logs"]
+        .iter()
+        .filter_map(|section| table.get(*section)?.get("headers")?.as_str())
+        .any(|headers| !headers.is_empty());
+    has_headers.then(|| world_readable(path)).flatten()
 }
 
 /// A warning, where everyone can read a file that holds a secret.

@@ -6,6 +6,7 @@
 
 mod apply;
 mod layers;
+mod otlp;
 mod section;
 mod show;
 pub mod value;
@@ -16,7 +17,7 @@ use section::{section, sections};
 use serde::{Deserialize, Serialize};
 use value::{
     Address, ClientAddress, Compression, Glob, HeaderList, KeepSlow, Pattern, Place, Protocol,
-    Ratio, RouteText, Sampler, Time,
+    Ratio, RouteText, Sampler, SignalProtocol, StoreAge, StoreSize, Time,
 };
 
 pub use self::{
@@ -33,12 +34,20 @@ sections! {
         resource: Resource,
         /// Where spans are sent.
         otlp: Otlp,
+        /// What is different for spans.
+        otlp_traces: OtlpSignal,
+        /// What is different for metrics.
+        otlp_metrics: OtlpSignal,
+        /// What is different for log records.
+        otlp_logs: OtlpSignal,
         /// Which traces are kept.
         sampling: Sampling,
         /// Where metrics may be asked for.
         metrics: Metrics,
         /// Files that are written.
         files: Files,
+        /// What is kept on this machine.
+        store: Store,
         /// CPU samples.
         profile: Profile,
         /// What is masked.
@@ -56,6 +65,8 @@ section! {
         names: Vec<Glob> = Vec::new(),
         /// Processes that listen on one of these TCP ports.
         ports: Vec<u16> = Vec::new(),
+        /// Processes that match one of these globs are left alone, whatever asks for them but --pid.
+        exclude: Vec<Glob> = Vec::new(),
     }
 }
 
@@ -71,10 +82,11 @@ section! {
 }
 
 section! {
-    /// Where spans are sent. OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT and so on) work
-    /// as well.
+    /// Where spans, metrics and log records are sent. OpenTelemetry's own variables
+    /// (OTEL_EXPORTER_OTLP_ENDPOINT and so on) work as well.
     pub struct Otlp {
-        /// The endpoint's URL, as "http://127.0.0.1:4317". Empty: spans are sent nowhere.
+        /// The endpoint's URL, as "http://127.0.0.1:4317". Empty: nothing is sent, but for what has an
+        /// endpoint of its own.
         endpoint: String = String::new(),
         /// "grpc" or "http/protobuf".
         protocol: Protocol = Protocol::grpc(),
@@ -91,6 +103,31 @@ section! {
         /// Send notable events as log records.
         logs: bool = true,
         /// Certificates (PEM) that the endpoint's is checked against, in place of the system's.
+        certificate: String = String::new(),
+        /// The agent's own certificate (PEM), for mutual TLS.
+        client_certificate: String = String::new(),
+        /// The key of that certificate (PEM).
+        client_key: String = String::new(),
+    }
+}
+
+section! {
+    /// What is different for spans ([otlp_traces]), metrics ([otlp_metrics]) and log records ([otlp_logs]):
+    /// each has these keys, and what is empty is as [otlp] says.
+    pub struct OtlpSignal {
+        /// The very URL that this is sent to: nothing is added to it.
+        endpoint: String = String::new(),
+        /// "grpc" or "http/protobuf".
+        protocol: SignalProtocol = SignalProtocol::default(),
+        /// Headers in place of those in [otlp], and of its headers_file.
+        headers: HeaderList = HeaderList::default(),
+        /// A file that holds such headers, one on each line. It should be readable by root alone.
+        headers_file: String = String::new(),
+        /// The longest that one attempt takes; "0s": as in [otlp].
+        timeout: Time = Time::seconds(0),
+        /// "none" or "gzip".
+        compression: Compression = Compression::default(),
+        /// Certificates (PEM) that the endpoint's is checked against.
         certificate: String = String::new(),
         /// The agent's own certificate (PEM), for mutual TLS.
         client_certificate: String = String::new(),
@@ -138,6 +175,19 @@ section! {
 }
 
 section! {
+    /// Requests and samples that are kept on this machine, for `decnet-trace requests`.
+    pub struct Store {
+        /// The folder that they are kept in, made where it is missing; "off": nothing is kept. Empty:
+        /// /var/lib/decnet-trace, and nothing where that cannot be used.
+        dir: String = String::new(),
+        /// Delete what is older; "1m" at least.
+        max_age: StoreAge = StoreAge::default_one(),
+        /// Let all files together grow to this size; the oldest is deleted then. "8MiB" at least.
+        max_size: StoreSize = StoreSize::default_one(),
+    }
+}
+
+section! {
     /// CPU samples.
     pub struct Profile {
         /// Samples per second and CPU, up to 999; 0 turns profiling off.
@@ -160,7 +210,7 @@ section! {
         /// hash, the same for the same address).
         client_address: ClientAddress = ClientAddress::Whole,
         /// A file that holds the key for "hashed", at least 16 bytes. Without one, a key is made at each
-        /// start, and whenever the configuration is read again. It should be readable by root alone.
+        /// start. It should be readable by root alone.
         hash_key_file: String = String::new(),
         /// What is masked beside that, in this order. Each rule is a table under
         /// [[redaction.rules]]:
@@ -188,7 +238,7 @@ section! {
 }
 
 /// A rule of redaction.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// What is looked for.
@@ -206,7 +256,7 @@ fn redacted() -> String {
 }
 
 /// Routes of some services.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoutePatterns {
     /// The services; all without one.

@@ -13,7 +13,12 @@ use super::{
 const HIDDEN: &str = "(hidden)";
 
 /// Keys whose values are secrets.
-const SECRETS: &[&str] = &["otlp.headers"];
+const SECRETS: &[&str] = &[
+    "otlp.headers",
+    "otlp_traces.headers",
+    "otlp_metrics.headers",
+    "otlp_logs.headers",
+];
 
 /// The example file: every key with its documentation and its default, commented out.
 pub fn example() -> String {
@@ -22,8 +27,8 @@ pub fn example() -> String {
          # Every key is here, with its default. A variable of the environment, named beside each key,\n\
          # comes before the file, and a flag before both. `decnet-trace config check` says what is\n\
          # wrong with a file; `decnet-trace config show --origin` shows what is in effect.\n\
-         # SIGHUP makes a running agent read it again: [redaction] and the patterns of [routes] change\n\
-         # at once, the rest at the next start.\n",
+         # SIGHUP makes a running agent read it again: [targets], [sampling], [redaction], [routes] and\n\
+         # the rate of [profile] change at once, the rest at the next start.\n",
     );
     for section in Settings::sections() {
         out.push('\n');

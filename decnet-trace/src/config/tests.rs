@@ -121,6 +121,9 @@ fn every_key_has_its_variable() {
                     "sampler" => "traceidratio",
                     "keep_slow" => "p99",
                     "listen" => "127.0.0.1:1",
+                    "endpoint" => "http://h",
+                    "max_age" => "3days",
+                    "max_size" => "64MiB",
                     _ => "text",
                 },
             };
@@ -160,6 +163,8 @@ fn errors_name_their_place() {
             "[metrics]\nlisten = '9464'\n",
             ":2:10: \"9464\" is no address",
         ),
+        ("[store]\nmax_age = '5s'\n", ":2:11: \"5s\" is too short"),
+        ("[store]\nmax_size = 'big'\n", ":2:12: \"big\" is no size"),
         (
             "[redaction]\nclient_address = 'half'\n",
             ":2:18: unknown variant `half`",

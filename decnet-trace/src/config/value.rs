@@ -2,12 +2,14 @@
 
 use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     export::otlp,
     policy::{rules, template::Template},
     sampling,
+    store::{AGE_MIN, SIZE_MIN},
 };
 
 /// Declares a text that is checked.
@@ -80,6 +82,15 @@ checked! {
 }
 
 checked! {
+    /// OTLP's protocol for one signal; empty: the same as for all.
+    SignalProtocol,
+    |text| match text {
+        "" => Ok(()),
+        text => text.parse::<otlp::Protocol>().map(drop).map_err(|error| error.to_string()),
+    }
+}
+
+checked! {
     /// A compression.
     Compression,
     |text| text.parse::<otlp::Compression>().map(drop).map_err(|error| error.to_string())
@@ -103,6 +114,59 @@ checked! {
     |text| match text.is_empty() || text.parse::<SocketAddr>().is_ok() {
         true => Ok(()),
         false => Err(format!("{text:?} is no address with a port; write 127.0.0.1:9464")),
+    }
+}
+
+checked! {
+    /// How long the store keeps what it has.
+    StoreAge,
+    |text| age(text).map(drop)
+}
+
+checked! {
+    /// How large the store's files may be.
+    StoreSize,
+    |text| size(text).map(drop)
+}
+
+impl StoreAge {
+    /// The store's own default.
+    pub(super) fn default_one() -> Self {
+        Self("24h".to_owned())
+    }
+}
+
+impl StoreSize {
+    /// The store's own default.
+    pub(super) fn default_one() -> Self {
+        Self("512MiB".to_owned())
+    }
+}
+
+/// An age, read.
+pub(super) fn age(text: &str) -> Result<Duration, String> {
+    let age = humantime::parse_duration(text)
+        .map_err(|error| format!("{text:?} is no age: {error}; write 24h, or 7days"))?;
+    match age < AGE_MIN {
+        true => Err(format!(
+            "{text:?} is too short an age; write {} or more",
+            humantime::format_duration(AGE_MIN)
+        )),
+        false => Ok(age),
+    }
+}
+
+/// A size in bytes, read.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let size: ByteSize = text
+        .parse()
+        .map_err(|error| format!("{text:?} is no size: {error}; write 512MiB, or 2GB"))?;
+    match size.as_u64() < SIZE_MIN {
+        true => Err(format!(
+            "{text:?} is too small a size; write {} or more",
+            ByteSize(SIZE_MIN)
+        )),
+        false => Ok(size.as_u64()),
     }
 }
 

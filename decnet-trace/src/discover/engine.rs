@@ -169,6 +169,33 @@ impl Discovery {
         std::mem::take(&mut self.changes)
     }
 
+    /// Goes by another selector from now on, and says what that changes.
+    pub fn select(&mut self, selector: Selector) -> Vec<Change> {
+        self.selector = selector;
+        self.settled.clear();
+        let mut tables = NetTables::default();
+        // A child stays by its parent: again until nobody goes.
+        loop {
+            let mut pids: Vec<u32> = self.traced.keys().copied().collect();
+            // Parents mostly have lower pids than their children.
+            pids.sort_unstable();
+            let mut has_changed = false;
+            for pid in pids {
+                if self.is_traced_still(pid)
+                    && let Judgement::Leave(..) = self.judge(pid, None, &mut tables, Effort::Final)
+                {
+                    self.traced.remove(&pid);
+                    self.changes
+                        .push(Change::Untrace(pid, UntraceReason::NotSelected));
+                    has_changed = true;
+                }
+            }
+            if !has_changed {
+                return self.scan_all();
+            }
+        }
+    }
+
     /// A process executed a program. Of a program that is not Python this costs one `readlink`.
     pub fn on_exec(&mut self, pid: u32) {
         if pid == self.own_tgid {

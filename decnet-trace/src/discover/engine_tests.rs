@@ -510,6 +510,54 @@ fn selects_names() {
     assert_eq!(changes.len(), 1);
 }
 
+/// What another selector does not ask for is traced no longer, with its children; what it asks for is
+/// traced from then on, and what it leaves alone is not.
+#[test]
+fn goes_by_another_selector() {
+    let Some(python) = system_python() else {
+        return;
+    };
+    let mut parent = Running::script(
+        &python,
+        &[],
+        "pid = os.fork()
+if pid == 0: wait()
+tell('up', pid); wait()",
+    );
+    let told = parent.told();
+    let child: u32 = told.split(' ').nth(1).unwrap().parse().unwrap();
+    let mut other = Running::script(&python, &[], "s = listen(); tell('up'); wait()");
+    other.told();
+    let by_pid = |pid| Selector::new(&[pid], &[], &[]).unwrap();
+    let mut discovery = Discovery::new(by_pid(parent.pid()), std::process::id());
+    assert_eq!(discovery.scan_all().len(), 2);
+
+    let changes = discovery.select(by_pid(other.pid()));
+    for pid in [parent.pid(), child] {
+        let is_left = |change: &Change| matches!(change, Change::Untrace(left, UntraceReason::NotSelected) if *left == pid);
+        assert!(changes.iter().any(is_left), "{changes:?}");
+    }
+    assert_eq!(traced(&changes, other.pid()).why, Why::Pid);
+    assert_eq!(changes.len(), 3);
+    assert!(discovery.select(by_pid(other.pid())).is_empty());
+
+    let ours = || Selector::new(&[], &["serve".to_owned()], &[]).unwrap();
+    let changes = discovery.select(ours());
+    assert_eq!(traced(&changes, parent.pid()).why, Why::Name);
+    let is_traced = discovery
+        .traced()
+        .any(|traced| traced.process.pid == other.pid());
+    assert!(is_traced);
+    let changes = discovery.select(ours().without(&["serve*".to_owned()]).unwrap());
+    assert!(
+        changes
+            .iter()
+            .all(|change| matches!(change, Change::Untrace(_, UntraceReason::NotSelected))),
+        "{changes:?}"
+    );
+    assert_eq!(discovery.traced().len(), 0);
+}
+
 /// The end of a process is noticed by event, by scan, and by a pid that became another process's.
 #[test]
 fn notices_ends() {

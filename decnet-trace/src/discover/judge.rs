@@ -56,6 +56,8 @@ pub enum WhyNot {
     Unreadable,
     /// None of the options asks for it.
     NotSelected,
+    /// `--exclude` matches it.
+    Excluded,
     /// It does not run Python.
     NotPython,
     /// It runs Python, but listens nowhere (yet).
@@ -82,6 +84,7 @@ impl fmt::Display for WhyNot {
             Self::Agent => "decnet-trace itself",
             Self::Unreadable => "may not be read by this user",
             Self::NotSelected => "not asked for",
+            Self::Excluded => "matches --exclude",
             Self::NotPython => "not Python",
             Self::NotListening => "does not listen",
             Self::Loading => "just starting",
@@ -167,6 +170,13 @@ impl Judge<'_> {
             seen.cmdline = procfs::cmdline(pid).unwrap_or_default();
         }
         let command = looks_like_python.then(|| Command::parse(&seen.cmdline));
+        let exe = file_name(&seen.exe);
+        if self
+            .selector
+            .excludes(pid, &seen.stat.comm, exe, command.as_ref())
+        {
+            return Judgement::Leave(WhyNot::Excluded, Some((seen, None)));
+        }
 
         let mut verdict = self.verdict_unheard(&seen, command.as_ref(), parent);
         if full || verdict.is_some() || self.listening_matters(&seen) {

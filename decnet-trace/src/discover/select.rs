@@ -7,8 +7,9 @@ use super::command::{Command, Program};
 
 /// A pattern of `--name` that is none.
 #[derive(Debug, Error)]
-#[error("--name {pattern}: {reason}; write a glob, as 'shop*'")]
+#[error("{option} {pattern}: {reason}; write a glob, as 'shop*'")]
 pub struct SelectorError {
+    option: &'static str,
     pattern: String,
     reason: String,
 }
@@ -31,6 +32,7 @@ pub struct Selector {
     pids: Vec<u32>,
     names: GlobSet,
     ports: Vec<u16>,
+    excluded: GlobSet,
     children: Children,
 }
 
@@ -41,23 +43,24 @@ impl Selector {
     ///
     /// When a name is not a valid glob.
     pub fn new(pids: &[u32], names: &[String], ports: &[u16]) -> Result<Self, SelectorError> {
-        let mut globs = GlobSetBuilder::new();
-        for pattern in names {
-            globs.add(Glob::new(pattern).map_err(|error| SelectorError {
-                pattern: pattern.clone(),
-                reason: error.kind().to_string(),
-            })?);
-        }
-        let names = globs.build().map_err(|error| SelectorError {
-            pattern: names.join(" "),
-            reason: error.kind().to_string(),
-        })?;
         Ok(Self {
             pids: pids.to_vec(),
-            names,
+            names: globs("--name", names)?,
             ports: ports.to_vec(),
+            excluded: GlobSet::empty(),
             children: Children::default(),
         })
+    }
+
+    /// The same, without processes that any of these names matches, whatever else asks for them but
+    /// their pid.
+    ///
+    /// # Errors
+    ///
+    /// When a name is not a valid glob.
+    pub fn without(mut self, names: &[String]) -> Result<Self, SelectorError> {
+        self.excluded = globs("--exclude", names)?;
+        Ok(self)
     }
 
     /// The same, with these children.
@@ -95,21 +98,47 @@ impl Selector {
     /// Whether a process of this name, this executable and, for Python, this command was asked for by
     /// name. A Python command goes by the names of its module, its script and its application.
     pub fn matches_name(&self, comm: &str, exe: &str, command: Option<&Command>) -> bool {
-        let matches = |name: &str| self.names.is_match(name);
-        matches(comm)
-            || matches(exe)
-            || command.is_some_and(|command| {
-                command.tool().is_some_and(matches)
-                    || match &command.program {
-                        Program::Module(module) => matches(module),
-                        Program::Script(script) => script.rsplit('/').next().is_some_and(matches),
-                        Program::Inline(_) | Program::Title(_) | Program::Stdin => false,
-                    }
-                    || command.app().is_some_and(|app| {
-                        matches(app) || app.split(':').next().is_some_and(matches)
-                    })
-            })
+        matches_any(&self.names, comm, exe, command)
     }
+
+    /// Whether it is to be left alone: the same names count.
+    pub fn excludes(&self, pid: u32, comm: &str, exe: &str, command: Option<&Command>) -> bool {
+        !self.excluded.is_empty()
+            && !self.pids.contains(&pid)
+            && matches_any(&self.excluded, comm, exe, command)
+    }
+}
+
+fn globs(option: &'static str, patterns: &[String]) -> Result<GlobSet, SelectorError> {
+    let wrong = |pattern: &str, error: globset::Error| SelectorError {
+        option,
+        pattern: pattern.to_owned(),
+        reason: error.kind().to_string(),
+    };
+    let mut globs = GlobSetBuilder::new();
+    for pattern in patterns {
+        globs.add(Glob::new(pattern).map_err(|error| wrong(pattern, error))?);
+    }
+    globs
+        .build()
+        .map_err(|error| wrong(&patterns.join(" "), error))
+}
+
+fn matches_any(globs: &GlobSet, comm: &str, exe: &str, command: Option<&Command>) -> bool {
+    let matches = |name: &str| globs.is_match(name);
+    matches(comm)
+        || matches(exe)
+        || command.is_some_and(|command| {
+            command.tool().is_some_and(matches)
+                || match &command.program {
+                    Program::Module(module) => matches(module),
+                    Program::Script(script) => script.rsplit('/').next().is_some_and(matches),
+                    Program::Inline(_) | Program::Title(_) | Program::Stdin => false,
+                }
+                || command
+                    .app()
+                    .is_some_and(|app| matches(app) || app.split(':').next().is_some_and(matches))
+        })
 }
 
 #[cfg(test)]

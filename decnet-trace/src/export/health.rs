@@ -12,7 +12,6 @@ pub(super) struct Health {
     work: String,
     failing: Option<Failing>,
     last_failure: Option<Instant>,
-    last_partial: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -28,7 +27,6 @@ impl Health {
             work,
             failing: None,
             last_failure: None,
-            last_partial: None,
         }
     }
 
@@ -67,20 +65,10 @@ impl Health {
             );
         }
     }
-
-    /// A request was accepted in part, or with a remark.
-    pub(super) fn partial(&mut self, rejected: u64, message: &str) {
-        if is_due(&mut self.last_partial, Instant::now()) {
-            tracing::warn!(
-                "{}: a request was accepted but for {rejected} items: {}",
-                self.work,
-                one_line(message)
-            );
-        }
-    }
 }
 
-fn is_due(last: &mut Option<Instant>, now: Instant) -> bool {
+/// Whether something may be said again that was last said then; if so, it is now.
+pub(super) fn is_due(last: &mut Option<Instant>, now: Instant) -> bool {
     let due = last.is_none_or(|last| now.duration_since(last) >= QUIET);
     if due {
         *last = Some(now);
@@ -89,7 +77,7 @@ fn is_due(last: &mut Option<Instant>, now: Instant) -> bool {
 }
 
 /// What a server says may be long, and hold anything.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     let text: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -99,7 +87,7 @@ fn one_line(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
     use std::{
@@ -123,7 +111,7 @@ mod tests {
     }
 
     /// The lines that something logs, warnings and above.
-    fn lines(work: impl FnOnce()) -> Vec<String> {
+    pub(in crate::export) fn lines(work: impl FnOnce()) -> Vec<String> {
         let log = Log::default();
         let into = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -162,20 +150,5 @@ mod tests {
             "{lines:?}"
         );
         assert!(lines[1].ends_with("; 55 spans were lost"), "{lines:?}");
-    }
-
-    /// Partial success has one line, too.
-    #[test]
-    fn says_once_what_was_rejected() {
-        let lines = lines(|| {
-            let mut health = Health::new("sending spans to x".into());
-            for _ in 0..10 {
-                health.partial(3, "too old");
-            }
-        });
-        assert_eq!(
-            lines,
-            ["WARN sending spans to x: a request was accepted but for 3 items: too old"]
-        );
     }
 }

@@ -99,6 +99,8 @@ impl Reopener {
 struct Sink {
     name: &'static str,
     queue: Arc<Queue>,
+    /// Whether spans are for it.
+    takes_spans: bool,
     thread: JoinHandle<()>,
     /// What counts as lost when the thread does not finish in time.
     stopped: Count,
@@ -167,12 +169,14 @@ impl Exporters {
             self.sinks.push(Sink {
                 name: "file",
                 queue,
+                takes_spans: true,
                 thread,
                 stopped: Count::FileStopped,
             });
         }
         if let Some(config) = otlp {
             let queue = queue_of(config.limits, Count::OtlpQueueFull);
+            let takes_spans = config.sends_spans();
             let sources = otlp::Sources {
                 queue: Arc::clone(&queue),
                 metrics: self.metrics.clone(),
@@ -183,6 +187,7 @@ impl Exporters {
             self.sinks.push(Sink {
                 name: "otlp",
                 queue,
+                takes_spans,
                 thread,
                 stopped: Count::OtlpStopped,
             });
@@ -196,6 +201,7 @@ impl Exporters {
                 self.sinks.push(Sink {
                     name: "store",
                     queue,
+                    takes_spans: true,
                     thread,
                     stopped: Count::StoreStopped,
                 });
@@ -226,7 +232,7 @@ impl Exporters {
         while !spans.is_empty() {
             let rest = spans.split_off(spans.len().min(BATCH_MAX));
             let batch = Arc::new(Batch::new(spans));
-            for sink in &self.sinks {
+            for sink in self.sinks.iter().filter(|sink| sink.takes_spans) {
                 sink.queue.push(Arc::clone(&batch));
             }
             spans = rest;

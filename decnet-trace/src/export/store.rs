@@ -69,8 +69,8 @@ pub(super) fn start(
     let opened = match Store::open(&config, &Now::read()) {
         Ok(opened) => opened,
         Err(error) if config.is_required && error.kind() != Kind::Locked => {
-            return Err(Error::failed(format_args!(
-                "cannot store in {folder}: {error}; give --store another folder, or off"
+            return Err(Error::usage(format_args!(
+                "cannot store in {folder}: {error}; name another folder with --store, or off"
             )));
         }
         Err(error) => {
@@ -257,6 +257,7 @@ mod tests {
         fs::write(&file, "").unwrap();
         let error = Exporters::start(config(&file), Arc::default()).unwrap_err();
         assert!(error.to_string().contains("--store"), "{error}");
+        assert_eq!(error.exit(), crate::error::Exit::Usage);
         let mut config = config(&file);
         if let Some(store) = &mut config.store {
             store.is_required = false;

@@ -13,8 +13,11 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     correlate::exchange::Role,
-    policy::http::{Observed, Server},
-    span::{Resource, Span, SpanKind, Value as SpanValue},
+    policy::{
+        http::{Observed, Server},
+        statement,
+    },
+    span::Resource,
 };
 
 pub mod agent;
@@ -229,42 +232,35 @@ impl Metrics {
         }
     }
 
-    /// Counts a call that has its span already, by the span's attributes: one of a database. `sampled`:
-    /// the span is kept.
-    pub fn call(&mut self, span: &Span, sampled: bool) {
-        const NAMES: [&str; 8] = [
-            "db.system.name",
-            "db.namespace",
-            "db.collection.name",
-            "db.operation.name",
-            "db.response.status_code",
-            "error.type",
-            "server.address",
-            "server.port",
-        ];
-        if span.kind != SpanKind::Client || !span.attributes.iter().any(|(n, _)| *n == NAMES[0]) {
-            return;
-        }
+    /// Counts a database's statement that ended at `now` (Unix, in nanoseconds). `span` is that which is
+    /// kept of it, where it is known to be kept.
+    pub fn statement(
+        &mut self,
+        resource: &Arc<Resource>,
+        seen: &statement::Observed<'_>,
+        now: u64,
+        span: Option<([u8; 16], [u8; 8])>,
+    ) {
         let mut attributes = Attributes::default();
-        for name in NAMES {
-            let value = span.attributes.iter().find(|(n, _)| *n == name);
-            match value {
-                Some((_, SpanValue::Str(text))) => attributes.text(name, text),
-                Some((_, SpanValue::Int(n))) => attributes.int(name, *n),
-                _ => {}
-            }
+        attributes.text("db.system.name", seen.system);
+        if let Some(namespace) = seen.namespace {
+            attributes.text("db.namespace", namespace);
         }
-        let duration = span.end.saturating_sub(span.start) as f64 / 1e9;
-        let kept = sampled.then_some((span.trace_id, span.span_id));
+        if let Some(collection) = &seen.collection {
+            attributes.text("db.collection.name", collection);
+        }
+        if let Some(operation) = seen.operation {
+            attributes.text("db.operation.name", operation);
+        }
+        let code;
+        if let Some((number, name)) = &seen.error {
+            code = number.to_string();
+            attributes.text("db.response.status_code", &code);
+            attributes.text("error.type", name);
+        }
+        let duration = seen.duration as f64 / 1e9;
         let instrument = Instrument::DbDuration;
-        self.record(
-            &span.resource,
-            instrument,
-            attributes.get(),
-            duration,
-            span.end,
-            kept,
-        );
+        self.record(resource, instrument, attributes.get(), duration, now, span);
     }
 
     /// Counts a value of a process, in seconds.

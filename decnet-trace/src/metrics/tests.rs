@@ -1,7 +1,5 @@
 //! What is counted, by what it is told apart, and where it ends.
 
-use std::borrow::Cow;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -129,23 +127,20 @@ fn tells_calls_apart() {
     );
 }
 
-/// A database's spans are counted by their attributes; others are not.
+/// A database's statements are counted by what they do and to what, and by their errors; one whose span
+/// is kept is an exemplar.
 #[test]
 fn counts_database_calls() {
     let mut metrics = metrics(100);
-    let text = |text: &'static str| SpanValue::Str(Cow::Borrowed(text));
-    let mut span = crate::export::tests::span(1_000_000_000);
-    span.end = span.start + 2_000_000;
-    metrics.call(&span, true);
-    span.kind = SpanKind::Client;
-    metrics.call(&span, true);
-    assert!(metrics.processes().is_empty());
-    span.attributes = vec![
-        ("db.query.text", text("SELECT ?")),
-        ("db.operation.name", text("SELECT")),
-        ("db.system.name", text("sqlite")),
-    ];
-    metrics.call(&span, false);
+    let seen = statement::Observed {
+        system: "sqlite",
+        namespace: None,
+        collection: None,
+        operation: Some("SELECT"),
+        error: None,
+        duration: 2_000_000,
+    };
+    metrics.statement(&resource(), &seen, 9, None);
     let family = metrics.processes()[0].family(Instrument::DbDuration);
     let series: Vec<_> = family.iter().collect();
     assert_eq!(series.len(), 1);

@@ -17,7 +17,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 use tracing::debug;
 
 use crate::{
-    discover::{Change, Discovery, RouteReader, Runtime, TracedProcess},
+    discover::{Change, Discovery, RouteReader, Runtime, Selector, TracedProcess},
     error::{Error, Result},
     policy::template::Template,
     python::{
@@ -67,7 +67,7 @@ pub(super) enum Finding {
 }
 
 /// Something happened to a process.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Notice {
     Exec(u32),
     Fork { parent: u32, child: u32 },
@@ -75,6 +75,8 @@ enum Notice {
     Exit(u32),
     Queues(u32),
     Caller { tgid: u32, code: u64 },
+    Select(Box<Selector>),
+    LearnRoutes(bool),
 }
 
 /// The pipeline's end of the discovery thread.
@@ -141,6 +143,18 @@ impl DiscoveryThread {
     /// Asks what a function is: [`Finding::Caller`].
     pub(super) fn judge_caller(&self, tgid: u32, code: u64) {
         self.tell(Notice::Caller { tgid, code });
+    }
+
+    /// Traces what this selector asks for from now on, and nothing else; whether that was passed on.
+    pub(super) fn select(&self, selector: Selector) -> bool {
+        self.notices
+            .try_send(Notice::Select(Box::new(selector)))
+            .is_ok()
+    }
+
+    /// Reads the routes that services declare from now on, or no longer; whether that was passed on.
+    pub(super) fn learn_routes(&self, learn: bool) -> bool {
+        self.notices.try_send(Notice::LearnRoutes(learn)).is_ok()
     }
 
     /// What was found since the last call.
@@ -350,6 +364,7 @@ fn work(
             .min()
             .map_or(NAP_MAX, |due| due.saturating_duration_since(now))
             .min(NAP_MAX);
+        let mut changes = Vec::new();
         match notices.recv_timeout(nap) {
             Ok(first) => {
                 for notice in std::iter::once(first).chain(notices.try_iter()) {
@@ -363,17 +378,25 @@ fn work(
                             found.extend(probes.map(|probes| Finding::Queues(pid, probes)));
                         }
                         Notice::Caller { tgid, code } => found.push(looks.judge(tgid, code)),
+                        Notice::Select(selector) => changes.extend(discovery.select(*selector)),
+                        Notice::LearnRoutes(learn) => {
+                            let is_new = learn && !looks.routes.wanted;
+                            looks.routes.wanted = learn;
+                            for traced in discovery.traced().filter(|_| is_new) {
+                                looks.routes.on_trace(traced, &mut found);
+                            }
+                        }
                     }
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        let changes = if overflowed.swap(false, Ordering::Relaxed) {
+        changes.extend(if overflowed.swap(false, Ordering::Relaxed) {
             discovery.scan_all()
         } else {
             discovery.tick(Instant::now())
-        };
+        });
         for change in changes {
             // First the change, then what is known of the process's Python.
             let mut python = Vec::new();

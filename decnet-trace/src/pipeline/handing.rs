@@ -110,14 +110,13 @@ impl Handing<'_> {
                 candidate.error = statement.error.is_some();
                 candidate.duration = statement.end.saturating_sub(statement.start);
                 let verdict = self.sampling.decide(&candidate, self.now);
-                // Its metrics go by its span's attributes; one that is kept is counted by its span.
-                if let Some(measure) = self.measure
-                    && !matches!(verdict, Verdict::Keep(_))
-                {
-                    let span =
-                        self.policy
-                            .statement(statement, resource, self.clock, identity.clone());
-                    measure.metrics.lock().call(&span, false);
+                if let Some(measure) = self.measure {
+                    let end = self.clock.to_unix(statement.end);
+                    let span = matches!(verdict, Verdict::Keep(_))
+                        .then_some((identity.trace_id, identity.span_id));
+                    self.policy.observe_statement(statement, |seen| {
+                        measure.metrics.lock().statement(resource, seen, end, span);
+                    });
                 }
                 verdict
             }
@@ -131,11 +130,6 @@ impl Handing<'_> {
             self.spans.push(span);
         }
         let span = self.build(what, resource, identity, kept);
-        if let Some(measure) = self.measure
-            && matches!(what, What::Statement(_))
-        {
-            measure.metrics.lock().call(&span, true);
-        }
         self.spans.push(span);
     }
 

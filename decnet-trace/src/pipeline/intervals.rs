@@ -59,12 +59,14 @@ impl Intervals {
 impl IntervalClock {
     /// How long the stretch was that has just ended; `None` while it goes on.
     pub(super) fn ended(&mut self, now: Instant) -> Option<Duration> {
+        (now.saturating_duration_since(self.begun) >= self.every).then(|| self.cut(now))
+    }
+
+    /// Ends the stretch here, and says how long it was.
+    pub(super) fn cut(&mut self, now: Instant) -> Duration {
         let duration = now.saturating_duration_since(self.begun);
-        if duration < self.every {
-            return None;
-        }
         self.begun = now;
-        Some(duration)
+        duration
     }
 
     /// Hands a stretch's counts over. What the reader has no room for is counted.

@@ -15,6 +15,7 @@ mod outcome;
 mod processes;
 mod statements;
 mod records;
+mod reload;
 mod wall;
 mod worker;
 
@@ -32,6 +33,7 @@ use intervals::Intervals;
 pub use live::{Live, Python, Tally};
 use minutes::Minutes;
 pub use outcome::{Outcome, Requests, is_loss};
+pub use reload::Reload;
 use wall::Wall;
 
 use crate::{
@@ -103,7 +105,7 @@ pub struct Pipeline {
     stop: Arc<AtomicBool>,
     live: Arc<Live>,
     intervals: Option<Intervals>,
-    policies: Sender<PolicyConfig>,
+    reloads: Sender<Reload>,
     reopener: Reopener,
     worker: thread::JoinHandle<Result<Outcome>>,
 }
@@ -140,7 +142,7 @@ impl Pipeline {
         };
         let exporters = Exporters::start(export, Arc::clone(&counters))?;
         let reopener = exporters.reopener();
-        let (policies, reconfigured) = crossbeam_channel::bounded(1);
+        let (reloads, reloaded) = crossbeam_channel::bounded(1);
         let (symbolizer, symbolizing) = symbolize::spawn(
             symbolize::Limits::default(),
             Box::new(PythonResolver::new()),
@@ -187,7 +189,7 @@ impl Pipeline {
             counters,
             requests: config.requests,
             learn_routes: config.learn_routes,
-            reconfigured,
+            reloaded,
             lineage: config.lineage,
             queues: config.queues,
             profile,
@@ -216,7 +218,7 @@ impl Pipeline {
             stop,
             live,
             intervals,
-            policies,
+            reloads,
             reopener,
             worker,
         })
@@ -232,9 +234,9 @@ impl Pipeline {
         &self.live
     }
 
-    /// Makes spans by another policy from now on; whether it was taken.
-    pub fn reconfigure(&self, policy: PolicyConfig) -> bool {
-        self.policies.try_send(policy).is_ok()
+    /// Works otherwise from now on; whether it was taken.
+    pub fn reload(&self, reload: Reload) -> bool {
+        self.reloads.try_send(reload).is_ok()
     }
 
     /// Opens the files of spans anew: they may have been moved away.

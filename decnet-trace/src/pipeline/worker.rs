@@ -27,6 +27,7 @@ use super::{
     outcome::{Outcome, Requests},
     processes::Processes,
     records::Decoder,
+    reload::Reload,
     statements::Sqlites,
     wall::Wall,
 };
@@ -39,7 +40,7 @@ use crate::{
     govern::cost::CostMeter,
     ingest::Ingest,
     metrics::SharedMetrics,
-    policy::{ClockOffset, Policy, PolicyConfig},
+    policy::{ClockOffset, Policy},
     profile::{self, aggregate::Aggregator, collect::collect},
     sampling::Sampling,
     span::Span,
@@ -77,7 +78,7 @@ pub(super) struct Parts {
     pub(super) counters: Arc<Counters>,
     pub(super) requests: bool,
     pub(super) learn_routes: bool,
-    pub(super) reconfigured: Receiver<PolicyConfig>,
+    pub(super) reloaded: Receiver<Reload>,
     pub(super) lineage: Lineage,
     pub(super) queues: bool,
     pub(super) profile: Option<profile::aggregate::Options>,
@@ -125,7 +126,7 @@ pub(super) struct Worker {
     pub(super) minutes: Option<Minutes>,
     pub(super) live: Arc<Live>,
     learn_routes: bool,
-    reconfigured: Receiver<PolicyConfig>,
+    reloaded: Receiver<Reload>,
     /// Samples the threads on no CPU, where that was asked for.
     pub(super) wall: Option<Wall>,
 }
@@ -144,7 +145,7 @@ impl Worker {
             counters,
             requests,
             learn_routes,
-            reconfigured,
+            reloaded,
             lineage,
             queues,
             profile,
@@ -217,7 +218,7 @@ impl Worker {
             usage: SelfUsage::start().ok(),
             report: Report::start().ok(),
             learn_routes,
-            reconfigured,
+            reloaded,
         })
     }
 
@@ -259,8 +260,8 @@ impl Worker {
             self.decoder.tick(now);
             round = if handled > 0 { ROUND } else { IDLE_ROUND };
             self.follow();
-            if let Ok(policy) = self.reconfigured.try_recv() {
-                self.policy.reconfigure(policy);
+            if let Ok(reload) = self.reloaded.try_recv() {
+                self.reload(reload);
             }
             self.forward(now, false);
             self.ask(now);
@@ -345,6 +346,26 @@ impl Worker {
             return;
         };
         if let Some(duration) = interval.ended(Instant::now()) {
+            self.hand_over_now(duration);
+        }
+    }
+
+    /// Ends the stretch of time of which samples are counted, and hands its profile over.
+    pub(super) fn cut_profile(&mut self) {
+        if let Some(interval) = &mut self.interval {
+            let duration = interval.cut(Instant::now());
+            self.hand_over_now(duration);
+        }
+    }
+
+    fn hand_over_now(&mut self, duration: Duration) {
+        let Some(profile) = &mut self.decoder.profile else {
+            return;
+        };
+        let dropped = profile.dropped();
+        let waiting = self.wall.as_ref().map_or(0, Wall::lost);
+        let lost = dropped.stacks_full + dropped.processes_full + waiting;
+        if let Some(interval) = &mut self.interval {
             let meta = profile::Meta {
                 rate: self.rate,
                 start: self.clock.to_unix(monotonic()) - duration.as_nanos() as u64,

@@ -62,6 +62,16 @@ pub enum Server<'a> {
     Unknown,
 }
 
+/// A `User-Agent` as it may be shown.
+pub(super) fn shown_agent<'a>(agent: &'a str, config: &PolicyConfig) -> Cow<'a, str> {
+    let agent = cut(agent, USER_AGENT_MAX);
+    match (config.rules.apply(Place::UserAgent, agent), config.redact) {
+        (ruled, false) => ruled,
+        (Cow::Borrowed(agent), true) => mask_addresses(agent),
+        (Cow::Owned(ruled), true) => Cow::Owned(mask_addresses(&ruled).into_owned()),
+    }
+}
+
 /// What an exchange says, taken apart once.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
@@ -157,12 +167,7 @@ impl<'a> Facts<'a> {
         out.text("network.protocol.version", version(exchange.minor_version));
         self.network(&mut out);
         if let Some(agent) = &exchange.user_agent {
-            let agent = cut(agent, USER_AGENT_MAX);
-            let ruled = self.config.rules.apply(Place::UserAgent, agent);
-            let shown = match self.config.redact {
-                true => mask_addresses(&ruled),
-                false => Cow::Borrowed(&*ruled),
-            };
+            let shown = shown_agent(agent, self.config);
             out.text("user_agent.original", shown.into_owned());
         }
         self.sizes(&mut out);

@@ -126,7 +126,7 @@ impl Policy {
         let mut seeds = [0; 16];
         getrandom::fill(&mut seeds)?;
         let mut served = Routes::new(config.routes_max);
-        served.configure(config.patterns.clone());
+        served.configure(config.routes_max, config.patterns.clone());
         Ok(Self {
             served,
             called: Routes::new(config.routes_max),
@@ -137,9 +137,11 @@ impl Policy {
         })
     }
 
-    /// Goes by another configuration from now on. What was learned, and the bound of routes, stay.
+    /// Goes by another configuration from now on. What was learned stays.
     pub fn reconfigure(&mut self, config: PolicyConfig) {
-        self.served.configure(config.patterns.clone());
+        self.served
+            .configure(config.routes_max, config.patterns.clone());
+        self.called.configure(config.routes_max, Vec::new());
         self.config = config;
     }
 
@@ -275,6 +277,17 @@ impl Policy {
                 link: Link::None,
             },
         }
+    }
+
+    /// What metrics go by, of a statement. Nothing is allocated for a text that is known, but for errors.
+    pub fn observe_statement<R>(
+        &mut self,
+        statement: &Statement,
+        with: impl FnOnce(&statement::Observed<'_>) -> R,
+    ) -> R {
+        let sql = statement.text.as_ref().map(|text| self.sql.get(text));
+        let facts = statement::Facts::new(statement, sql, &self.config.rules);
+        with(&facts.observed())
     }
 
     /// Makes the span of a statement that has its [place](Self::place) in a trace already.

@@ -2,7 +2,13 @@
 
 use std::borrow::Cow;
 
-use super::{PolicyConfig, redact, rules::Place, segment::MASK, target::Target};
+use super::{
+    PolicyConfig, http, redact,
+    rules::Place,
+    segment::MASK,
+    sql::{self, Sanitised},
+    target::Target,
+};
 
 /// Redacts single texts as spans' texts are redacted.
 #[derive(Debug)]
@@ -41,6 +47,33 @@ impl Redactor {
         }
         out
     }
+
+    /// A statement of a database.
+    pub fn sql(&self, text: &str) -> String {
+        let Sanitised { text, .. } = sql::sanitise(text);
+        self.0.rules.apply(Place::Statement, &text).into_owned()
+    }
+
+    /// The `User-Agent` of a request.
+    pub fn user_agent(&self, text: &str) -> String {
+        http::shown_agent(text, &self.0).into_owned()
+    }
+
+    /// The rules of the configuration that find something in a text of this place: each with its number,
+    /// from 1, and what it finds as the rules before it leave the text.
+    pub fn found(&self, place: Place, text: &str) -> Vec<(usize, String)> {
+        let sanitised;
+        let text = match place {
+            Place::Statement => {
+                sanitised = sql::sanitise(text).text;
+                &sanitised
+            }
+            Place::Path => Target::parse("GET", text).path,
+            Place::Query => Target::parse("GET", text).query.unwrap_or_default(),
+            Place::UserAgent => text,
+        };
+        self.0.rules.found(place, text)
+    }
 }
 
 #[cfg(test)]
@@ -71,5 +104,27 @@ mod tests {
         ] {
             assert_eq!(redactor.url(text), want, "{text}");
         }
+    }
+
+    /// Statements lose their literals, and what rules find; which rules found what is told, by place.
+    #[test]
+    fn redacts_statements() {
+        let config = PolicyConfig {
+            rules: Rules::new(vec![
+                Rule::new("tenant_[a-z]+", "tenant", &[Place::Statement]).unwrap(),
+                Rule::new("SELECT tenant", "X", &[]).unwrap(),
+                Rule::new("nothing", "", &[]).unwrap(),
+            ]),
+            ..PolicyConfig::default()
+        };
+        let redactor = Redactor::new(config);
+        let sql = "SELECT tenant_blue FROM t WHERE a = 'tenant_red' AND b = 4111";
+        assert_eq!(redactor.sql(sql), "X FROM t WHERE a = ? AND b = ?");
+        let found = redactor.found(Place::Statement, sql);
+        let want = [(1, "tenant_blue"), (2, "SELECT tenant")].map(|(n, t)| (n, t.to_owned()));
+        assert_eq!(found, want);
+        assert_eq!(redactor.found(Place::Path, "/tenant_blue?nothing"), []);
+        let agent = "bot (alice@example.com)";
+        assert!(!redactor.user_agent(agent).contains("alice"));
     }
 }

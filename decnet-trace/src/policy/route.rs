@@ -105,8 +105,9 @@ impl Routes {
         }
     }
 
-    /// Takes the configuration's patterns, in place of those before.
-    pub fn configure(&mut self, patterns: Vec<Pattern>) {
+    /// Takes the configuration's bound and patterns, in place of those before.
+    pub fn configure(&mut self, max: usize, patterns: Vec<Pattern>) {
+        self.max = max;
         self.patterns = patterns;
     }
 
@@ -379,14 +380,17 @@ mod tests {
     fn configured_patterns_win() {
         let mut routes = Routes::new(10);
         routes.learn("shop-eu", Template::new("/users/{id}"));
-        routes.configure(vec![Pattern {
-            service: globset::Glob::new("shop-*")
-                .ok()
-                .map(|glob| glob.compile_matcher()),
-            templates: Template::new("/users/{anything:path}")
-                .into_iter()
-                .collect(),
-        }]);
+        routes.configure(
+            500,
+            vec![Pattern {
+                service: globset::Glob::new("shop-*")
+                    .ok()
+                    .map(|glob| glob.compile_matcher()),
+                templates: Template::new("/users/{anything:path}")
+                    .into_iter()
+                    .collect(),
+            }],
+        );
         let found = routes.get("shop-eu", "/users/7", false);
         assert_eq!(found, Route::Configured("/users/{anything:path}"));
         let other = routes.get("blog", "/users/7", false);

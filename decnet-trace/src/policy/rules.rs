@@ -89,6 +89,27 @@ impl Rules {
         Self(rules.into())
     }
 
+    /// What the rules for a place find in a text, one after the other: each that finds something by its
+    /// number, from 1, with the first that it finds.
+    pub fn found(&self, place: Place, text: &str) -> Vec<(usize, String)> {
+        let mut text = Cow::Borrowed(text);
+        let mut found = Vec::new();
+        for (at, rule) in self.0.iter().enumerate() {
+            if !rule.places.contains(&place) {
+                continue;
+            }
+            if let Some(first) = rule.pattern.find(&text) {
+                found.push((at + 1, first.as_str().to_owned()));
+                text = Cow::Owned(
+                    rule.pattern
+                        .replace_all(&text, &*rule.replacement)
+                        .into_owned(),
+                );
+            }
+        }
+        found
+    }
+
     /// A text with what the rules for its place find replaced. Nothing is allocated where they find
     /// nothing.
     pub fn apply<'t>(&self, place: Place, text: &'t str) -> Cow<'t, str> {

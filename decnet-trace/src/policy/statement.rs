@@ -13,8 +13,28 @@ use crate::{
     span::{Attribute, Status, Value},
 };
 
+/// The value of `db.system.name`.
+const SYSTEM: &str = "sqlite";
+
 /// More attributes than a span has.
 const ATTRIBUTES: usize = 16;
+
+/// The little of a statement that metrics go by: all of it of low cardinality.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed<'a> {
+    /// The database system.
+    pub system: &'static str,
+    /// The database.
+    pub namespace: Option<&'a str>,
+    /// The one table that it is about.
+    pub collection: Option<Cow<'a, str>>,
+    /// What it does.
+    pub operation: Option<&'static str>,
+    /// Its error's code and name.
+    pub error: Option<(i32, Cow<'static, str>)>,
+    /// How long it took, in nanoseconds.
+    pub duration: u64,
+}
 
 /// What a statement says, taken apart once.
 #[derive(Debug)]
@@ -50,11 +70,27 @@ impl<'a> Facts<'a> {
             ..
         }) = self.sql.as_deref()
         else {
-            return Cow::Borrowed("sqlite");
+            return Cow::Borrowed(SYSTEM);
         };
         match collection {
             Some(collection) => Cow::Owned(format!("{operation} {}", self.ruled(collection))),
             None => Cow::Borrowed(operation),
+        }
+    }
+
+    /// What metrics go by.
+    pub(super) fn observed(&self) -> Observed<'_> {
+        let statement = self.statement;
+        let sql = self.sql.as_deref();
+        Observed {
+            system: SYSTEM,
+            namespace: statement.database.as_deref(),
+            collection: sql
+                .and_then(|sql| sql.collection.as_deref())
+                .map(|collection| self.ruled(collection)),
+            operation: sql.and_then(|sql| sql.operation),
+            error: statement.error.map(|code| (code, error_name(code))),
+            duration: statement.end.saturating_sub(statement.start),
         }
     }
 
@@ -69,7 +105,7 @@ impl<'a> Facts<'a> {
         let mut out: Vec<Attribute> = Vec::with_capacity(ATTRIBUTES);
         let mut text = |name, value: Cow<'static, str>| out.push((name, Value::Str(value)));
         let statement = self.statement;
-        text("db.system.name", "sqlite".into());
+        text("db.system.name", SYSTEM.into());
         if let Some(database) = &statement.database {
             text("db.namespace", database.to_string().into());
         }

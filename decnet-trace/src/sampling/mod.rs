@@ -121,9 +121,8 @@ pub struct Sampling<T> {
 impl<T> Sampling<T> {
     /// Nothing decided yet.
     pub fn new(config: SamplingConfig) -> Self {
-        let by_p99 = config.keep_slow == Some(Slow::RouteP99) && config.has_tail();
         Self {
-            routes: Routes::new(config.traces_per_second, by_p99),
+            routes: Self::routes_for(&config),
             config,
             decided: FxHashMap::default(),
             order: VecDeque::new(),
@@ -133,6 +132,21 @@ impl<T> Sampling<T> {
             dropped: 0,
             hastened: 0,
         }
+    }
+
+    /// Goes by other rules from now on. What was decided stays decided; rates and durations of routes are
+    /// learnt anew where the rules that need them changed.
+    pub fn reconfigure(&mut self, config: SamplingConfig) {
+        let fresh = Self::routes_for(&config);
+        if fresh.needs() != self.routes.needs() {
+            self.routes = fresh;
+        }
+        self.config = config;
+    }
+
+    fn routes_for(config: &SamplingConfig) -> Routes {
+        let by_p99 = config.keep_slow == Some(Slow::RouteP99) && config.has_tail();
+        Routes::new(config.traces_per_second, by_p99)
     }
 
     /// Whether spans should say why they are kept: nobody asked for a choice otherwise.

@@ -54,6 +54,11 @@ struct Route {
 }
 
 impl Routes {
+    /// What it was made for: the target, and whether durations count.
+    pub(super) const fn needs(&self) -> (Option<f64>, bool) {
+        (self.target, self.slow)
+    }
+
     pub(super) fn new(target: Option<f64>, slow: bool) -> Self {
         let mut routes = Self {
             target,

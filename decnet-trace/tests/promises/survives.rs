@@ -25,7 +25,7 @@ use crate::{
 const END: Duration = Duration::from_secs(15);
 
 /// A collector that is not there, and one that takes connections and never answers: the agent says so
-/// once of each kind of telemetry, goes on, and ends in time.
+/// once, whatever it sends there, goes on, and ends in time.
 #[test]
 fn collectors_that_fail() {
     if !support::can_run() {
@@ -68,11 +68,8 @@ fn collectors_that_fail() {
         if endpoint == &endpoints[1] {
             let warnings = seen.output.lines().filter(|line| line.contains(" WARN "));
             let warnings: Vec<_> = warnings.filter(|line| line.contains("fails")).collect();
-            let about = |what| warnings.iter().filter(|line| line.contains(what)).count();
-            assert_eq!(about("sending spans"), 1, "{}", seen.output);
-            // These have their own clocks, and may not have been due.
-            let others = about("sending metrics").max(about("sending logs"));
-            assert!(others <= 1 && warnings.len() <= 3, "{}", seen.output);
+            // One for spans, metrics and log records together.
+            assert_eq!(warnings.len(), 1, "{}", seen.output);
         }
     }
 }

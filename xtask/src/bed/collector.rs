@@ -117,6 +117,7 @@ impl Collector {
             .args(["--otlp-http-endpoint", &http.to_string()])
             .args(["--exporter", "blackhole", "--log-format", "json"])
             .args(["--debug-log", "traces", "--debug-log", "metrics"])
+            .args(["--debug-log", "logs"])
             .args(["--debug-log-verbosity", "detailed"])
             .env("LD_LIBRARY_PATH", libraries)
             .current_dir(dir.path());
@@ -163,6 +164,14 @@ impl Collector {
     /// Its log cannot be read.
     pub fn points(&self) -> Result<Vec<Point>> {
         Ok(parse_points(&self.process.output()?))
+    }
+
+    /// The texts of all log records that it received so far, in their order.
+    ///
+    /// # Errors
+    /// Its log cannot be read.
+    pub fn records(&self) -> Result<Vec<String>> {
+        Ok(parse_records(&self.process.output()?))
     }
 
     /// All spans that it received so far, in their order.
@@ -228,6 +237,21 @@ fn libpython(python: &Path) -> Result<PathBuf> {
     say(format!("installing Debian's {package} with apt-get"));
     debian::install(&[&package])?;
     find()?.with_context(|| format!("{package} has no libpython{major}.{minor}.so.1.0"))
+}
+
+/// Reads the bodies of log records out of the debug log.
+fn parse_records(log: &str) -> Vec<String> {
+    let mut is_record = false;
+    let mut out = Vec::new();
+    for line in log.lines() {
+        if line.starts_with("LogRecord #") {
+            is_record = true;
+        } else if is_record && let Some(body) = line.strip_prefix("Body: ") {
+            out.push(body.to_owned());
+            is_record = false;
+        }
+    }
+    out
 }
 
 /// What the next attribute belongs to.
@@ -467,6 +491,14 @@ mod tests {
         assert_eq!(spans[1].attributes["l"], "Slice(Str(a), Str(b))");
         assert_eq!(spans[1].attributes.len(), 3);
         assert_eq!(spans[2].resource["service.name"], "Str(other)");
+    }
+
+    /// Log records are read by their texts.
+    #[test]
+    fn records_are_read() {
+        let log = "ResourceLog #0\nScopeLogs #0\nLogRecord #0\nTimestamp: 1\nSeverityText: WARN\n\
+            Body: Str(a #1: b)\n    Trace ID       : \nFlags: 0\nBody: no\nLogRecord #1\nBody: Str(c)\n";
+        assert_eq!(parse_records(log), ["Str(a #1: b)", "Str(c)"]);
     }
 
     /// Points of metrics stand between spans, and neither takes the other's attributes.

@@ -127,6 +127,20 @@ pub const VARIANTS: &[Variant] = &[
         ]),
     },
     Variant {
+        name: "failing",
+        what: "agent, its defaults, an endpoint that never answers",
+        kind: Kind::Agent(&[
+            "run",
+            "--pid",
+            "PID",
+            "--store",
+            "{}/store",
+            // An address of documentation (RFC 5737): nobody has it.
+            "--otlp-endpoint",
+            "http://192.0.2.1:4317",
+        ]),
+    },
+    Variant {
         name: "py-spy",
         what: "py-spy record, 100 Hz",
         kind: Kind::PySpy(100),

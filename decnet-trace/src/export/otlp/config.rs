@@ -2,6 +2,7 @@
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
+use super::state::Kind;
 use crate::{
     error::{Error, Result},
     export::queue::Limits,
@@ -93,9 +94,6 @@ impl FromStr for Headers {
     }
 }
 
-/// The variable that says how often metrics are sent, in milliseconds.
-const METRIC_INTERVAL: &str = "OTEL_METRIC_EXPORT_INTERVAL";
-
 /// Whether a signal is wanted by OTLP, by the variable that lists its exporters.
 fn wanted(name: &str, variable: &impl Fn(&str) -> Option<String>) -> Result<bool> {
     let text = variable(name).unwrap_or_default();
@@ -132,13 +130,26 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
+/// Where spans, metrics or log records go that do not go where the rest does: of these, what says where
+/// and how counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Instead {
+    /// Spans.
+    pub traces: Option<Box<OtlpConfig>>,
+    /// Metrics.
+    pub metrics: Option<Box<OtlpConfig>>,
+    /// Log records.
+    pub logs: Option<Box<OtlpConfig>>,
+}
+
 /// Where spans are sent, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpConfig {
-    /// The endpoint's URL; without a scheme it is `http`. For [`Protocol::HttpProtobuf`] the base, to
+    /// The endpoint's URL; without a scheme it is `http`; empty: nowhere. For [`Protocol::HttpProtobuf`] the base, to
     /// which `/v1/traces` is added, unless [`Self::endpoint_is_whole`].
     pub endpoint: String,
-    /// Whether the endpoint is the very URL to post to (`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`).
+    /// Whether the endpoint is the very URL to post to, as that of one signal is
+    /// (`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`).
     pub endpoint_is_whole: bool,
     /// The transport.
     pub protocol: Protocol,
@@ -154,11 +165,15 @@ pub struct OtlpConfig {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// The bounds of the queue.
     pub limits: Limits,
+    /// Whether spans are sent (`OTEL_TRACES_EXPORTER=none` for not).
+    pub traces: bool,
     /// How often metrics are sent; `None` for never (`OTEL_METRIC_EXPORT_INTERVAL`,
     /// `OTEL_METRICS_EXPORTER=none`).
     pub metrics_every: Option<Duration>,
     /// Whether notable events are sent as log records (`OTEL_LOGS_EXPORTER=none` for not).
     pub logs: bool,
+    /// What goes elsewhere.
+    pub instead: Instead,
     /// How long a request is tried again before its spans are dropped.
     pub retry_for: Duration,
     /// The first wait before a request is tried again; doubled each time, up to [`Self::retry_max`].
@@ -180,76 +195,83 @@ impl OtlpConfig {
             certificate: None,
             identity: None,
             limits: Limits::default(),
+            traces: true,
             metrics_every: Some(Duration::from_secs(60)),
             logs: true,
+            instead: Instead::default(),
             retry_for: Duration::from_secs(300),
             retry_first: Duration::from_secs(1),
             retry_max: Duration::from_secs(30),
         }
     }
 
-    /// Takes what OpenTelemetry's own variables say about headers, timeout, compression and
-    /// certificates; those for traces alone come first. `variable` looks one up.
+    /// Takes what OpenTelemetry's lists of exporters say: `none` turns spans, metrics or log records off.
+    /// `variable` looks one up.
     ///
     /// # Errors
     ///
-    /// When a variable's value cannot be read.
-    pub fn apply_env(&mut self, variable: impl Fn(&str) -> Option<String>) -> Result<()> {
-        let find = |what: &str| {
-            ["OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"]
-                .iter()
-                .find_map(|prefix| variable(&format!("{prefix}{what}")))
-                .filter(|value| !value.is_empty())
-        };
-        if let Some(headers) = find("HEADERS") {
-            self.headers = headers.parse()?;
-        }
-        if let Some(timeout) = find("TIMEOUT") {
-            let milliseconds = timeout.parse().map_err(|_| {
-                Error::usage(format_args!(
-                    "OTEL_EXPORTER_OTLP_TIMEOUT is {timeout:?}; give milliseconds, such as 10000"
-                ))
-            })?;
-            self.timeout = Duration::from_millis(milliseconds);
-        }
-        if let Some(compression) = find("COMPRESSION") {
-            self.compression = compression.parse()?;
-        }
-        if let Some(certificate) = find("CERTIFICATE") {
-            self.certificate = Some(certificate.into());
-        }
-        if let Some(interval) = variable(METRIC_INTERVAL).filter(|value| !value.is_empty()) {
-            let milliseconds = interval.parse().ok().filter(|&ms: &u64| ms > 0);
-            let milliseconds = milliseconds.ok_or_else(|| {
-                Error::usage(format_args!(
-                    "{METRIC_INTERVAL} is {interval:?}; give milliseconds, such as 60000"
-                ))
-            })?;
-            self.metrics_every = Some(Duration::from_millis(milliseconds));
-        }
+    /// When one of them names an exporter that there is not.
+    pub fn apply_lists(&mut self, variable: impl Fn(&str) -> Option<String>) -> Result<()> {
+        self.traces &= wanted("OTEL_TRACES_EXPORTER", &variable)?;
         if !wanted("OTEL_METRICS_EXPORTER", &variable)? {
             self.metrics_every = None;
         }
-        self.logs = wanted("OTEL_LOGS_EXPORTER", &variable)?;
-        match (find("CLIENT_CERTIFICATE"), find("CLIENT_KEY")) {
-            (Some(chain), Some(key)) => self.identity = Some((chain.into(), key.into())),
-            (None, None) => {}
-            _ => {
-                return Err(Error::usage(
-                    "a client's certificate needs its key: set both OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY",
-                ));
-            }
-        }
+        self.logs &= wanted("OTEL_LOGS_EXPORTER", &variable)?;
         Ok(())
+    }
+
+    /// Where spans, metrics or log records go, if anywhere.
+    pub(super) fn of(&self, kind: Kind) -> Option<&Self> {
+        let (is_wanted, instead) = match kind {
+            Kind::Spans => (self.traces, &self.instead.traces),
+            Kind::Metrics => (self.metrics_every.is_some(), &self.instead.metrics),
+            Kind::Logs => (self.logs, &self.instead.logs),
+        };
+        let of = instead.as_deref().unwrap_or(self);
+        (is_wanted && !of.endpoint.is_empty()).then_some(of)
+    }
+
+    /// Whether spans are sent.
+    pub fn sends_spans(&self) -> bool {
+        self.of(Kind::Spans).is_some()
+    }
+
+    /// Whether metrics are sent.
+    pub fn sends_metrics(&self) -> bool {
+        self.of(Kind::Metrics).is_some()
+    }
+
+    /// Whether anything is sent.
+    pub fn sends_anything(&self) -> bool {
+        Kind::ALL.iter().any(|kind| self.of(*kind).is_some())
+    }
+
+    /// Whether one connection does for both.
+    pub(super) fn shares_connection(&self, other: &Self) -> bool {
+        let destination = |config: &Self| {
+            (
+                config.endpoint.clone(),
+                config.endpoint_is_whole,
+                config.protocol,
+                config.headers.clone(),
+                (config.timeout, config.compression),
+                config.certificate.clone(),
+                config.identity.clone(),
+            )
+        };
+        destination(self) == destination(other)
     }
 
     /// Checks what can be checked without a look at the network or a file.
     ///
     /// # Errors
     ///
-    /// When the endpoint is no URL.
+    /// When an endpoint is no URL.
     pub fn check(&self) -> Result<()> {
-        self.uri().map(|_| ())
+        Kind::ALL
+            .iter()
+            .filter_map(|kind| self.of(*kind))
+            .try_for_each(|of| of.uri().map(drop))
     }
 
     /// The URL to connect to, checked.
@@ -257,8 +279,7 @@ impl OtlpConfig {
         self.uri_of("/v1/traces")
     }
 
-    /// The same for the signal with this path. A whole URL is that of traces; the others' stand beside
-    /// it, where it ends as the specification has it.
+    /// The same for the signal with this path.
     pub(super) fn uri_of(&self, path: &str) -> Result<http::Uri> {
         let endpoint = self.endpoint.trim();
         let text = match endpoint.contains("://") {
@@ -269,11 +290,7 @@ impl OtlpConfig {
             Protocol::HttpProtobuf if !self.endpoint_is_whole => {
                 format!("{}{path}", text.trim_end_matches('/'))
             }
-            Protocol::HttpProtobuf => match text.strip_suffix("/v1/traces") {
-                Some(base) => format!("{base}{path}"),
-                None => text,
-            },
-            Protocol::Grpc => text,
+            Protocol::HttpProtobuf | Protocol::Grpc => text,
         };
         let bad = |why: &dyn fmt::Display| {
             Error::usage(format_args!(
@@ -377,31 +394,44 @@ mod tests {
         }
     }
 
-    /// Variables for traces come before the general ones, and empty ones are not set.
+    /// A list of exporters turns off what it does not name `otlp` in, and one that is not known is refused;
+    /// what goes elsewhere goes there alone.
     #[test]
-    fn reads_the_environment() {
-        let mut config = OtlpConfig::new("h");
-        config
-            .apply_env(|name| match name {
-                "OTEL_EXPORTER_OTLP_TRACES_HEADERS" => Some("a=1".into()),
-                "OTEL_EXPORTER_OTLP_HEADERS" => Some("b=2".into()),
-                "OTEL_EXPORTER_OTLP_TIMEOUT" => Some("2500".into()),
-                "OTEL_EXPORTER_OTLP_COMPRESSION" => Some("gzip".into()),
-                "OTEL_EXPORTER_OTLP_CERTIFICATE" => Some(String::new()),
-                _ => None,
-            })
-            .unwrap();
-        assert_eq!(config.headers.0, [("a".to_owned(), "1".to_owned())]);
-        assert_eq!(config.timeout, Duration::from_millis(2500));
-        assert_eq!(config.compression, Compression::Gzip);
-        assert_eq!(config.certificate, None);
-        for (name, value) in [
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
-            ("OTEL_EXPORTER_OTLP_COMPRESSION", "lzma"),
-            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/k"),
+    fn chooses_by_kind() {
+        let list = |name: &'static str, value: &'static str| {
+            move |asked: &str| (asked == name).then(|| value.to_owned())
+        };
+        for (name, kind) in [
+            ("OTEL_TRACES_EXPORTER", Kind::Spans),
+            ("OTEL_METRICS_EXPORTER", Kind::Metrics),
+            ("OTEL_LOGS_EXPORTER", Kind::Logs),
         ] {
-            let set = |n: &str| (n == name).then(|| value.to_owned());
-            assert!(config.apply_env(set).is_err(), "{name}");
+            for (value, is_sent) in [
+                ("none", false),
+                ("console", false),
+                ("otlp", true),
+                ("console,otlp", true),
+            ] {
+                let mut config = OtlpConfig::new("h:1");
+                config.apply_lists(list(name, value)).unwrap();
+                for other in Kind::ALL {
+                    let want = other != kind || is_sent;
+                    assert_eq!(config.of(other).is_some(), want, "{name}={value} {other:?}");
+                }
+            }
+            let error = OtlpConfig::new("h:1")
+                .apply_lists(list(name, "zipkin"))
+                .unwrap_err();
+            assert!(error.to_string().starts_with(name), "{error}");
         }
+        let config = OtlpConfig {
+            instead: Instead {
+                logs: Some(Box::new(OtlpConfig::new("elsewhere:1"))),
+                ..Instead::default()
+            },
+            ..OtlpConfig::new("")
+        };
+        assert!(!config.sends_spans() && !config.sends_metrics());
+        assert_eq!(config.of(Kind::Logs).unwrap().endpoint, "elsewhere:1");
     }
 }

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ::http::uri::Authority;
 use tokio::runtime;
 
 mod config;
@@ -20,14 +21,14 @@ mod logs;
 mod metrics;
 mod pem;
 mod signal;
+mod state;
 mod stop;
 
-pub use config::{Compression, Headers, OtlpConfig, Protocol};
+pub use config::{Compression, Headers, Instead, OtlpConfig, Protocol};
 pub(super) use stop::Stop;
 
 use super::{
     convert,
-    health::Health,
     queue::{Queue, spans_in},
 };
 use crate::{
@@ -36,6 +37,7 @@ use crate::{
     telemetry::{Count, Counters, clock, events::Events},
 };
 use signal::{Signal, Traces};
+use state::{Kind, Shared};
 use stop::Until;
 
 /// The longest wait that a server's own wish is honoured for.
@@ -84,13 +86,6 @@ pub(super) fn start(
         .thread_name("otlp-dns")
         .build()
         .map_err(|error| failed("runtime", error))?;
-    let transport = {
-        let _inside = runtime.enter();
-        match config.protocol {
-            Protocol::Grpc => Transport::Grpc(Box::new(grpc::Grpc::new(&config)?)),
-            Protocol::HttpProtobuf => Transport::Http(Box::new(http::Http::new(&config)?)),
-        }
-    };
     let Sources {
         queue,
         metrics,
@@ -98,25 +93,40 @@ pub(super) fn start(
         stop,
     } = sources;
     let started = clock::read(libc::CLOCK_REALTIME);
-    let sender = |what: &str| Sender {
-        health: Health::new(format!("sending {what} to {}", config.shown())),
-        config: config.clone(),
-        counters: Arc::clone(&counters),
-        transport: transport.clone(),
-        rng: fastrand::Rng::new(),
-        started,
+    let mut endpoints = Endpoints::default();
+    let mut sender = |kind| -> Result<Option<Sender>> {
+        let Some(of) = config.of(kind) else {
+            return Ok(None);
+        };
+        let _inside = runtime.enter();
+        let (transport, state) = endpoints.get(of)?;
+        Ok(Some(Sender {
+            kind,
+            state,
+            transport,
+            config: of.clone(),
+            counters: Arc::clone(&counters),
+            rng: fastrand::Rng::new(),
+            started,
+        }))
     };
-    let spans = send_spans(sender("spans"), queue);
-    let metrics = metrics
+    let spans = sender(Kind::Spans)?.map(|sender| send_spans(sender, queue));
+    let metrics = sender(Kind::Metrics)?
+        .zip(metrics)
         .zip(config.metrics_every)
-        .map(|(metrics, every)| metrics::send(sender("metrics"), metrics, every, stop.clone()));
-    let logs = events
-        .filter(|_| config.logs)
-        .map(|events| logs::send(sender("logs"), events, stop));
+        .map(|((sender, metrics), every)| metrics::send(sender, metrics, every, stop.clone()));
+    let logs = sender(Kind::Logs)?
+        .zip(events)
+        .map(|(sender, events)| logs::send(sender, events, stop));
     thread::Builder::new()
         .name("otlp".into())
         .spawn(move || {
             runtime.block_on(async {
+                let spans = async {
+                    if let Some(spans) = spans {
+                        spans.await
+                    }
+                };
                 let metrics = async {
                     if let Some(metrics) = metrics {
                         metrics.await
@@ -141,6 +151,42 @@ enum Transport {
     Http(Box<http::Http>),
 }
 
+/// The endpoints that things are sent to: what goes to the same one shares a connection, and what is
+/// known of a host that fails.
+#[derive(Default)]
+struct Endpoints {
+    known: Vec<(OtlpConfig, Transport)>,
+    states: Vec<(Option<Authority>, Shared)>,
+}
+
+impl Endpoints {
+    /// Must be called in a runtime.
+    fn get(&mut self, of: &OtlpConfig) -> Result<(Transport, Shared)> {
+        let host = of.uri()?.authority().cloned();
+        let state = match self.states.iter().find(|(known, _)| *known == host) {
+            Some((_, state)) => state.clone(),
+            None => {
+                let state = Shared::new(of.shown());
+                self.states.push((host, state.clone()));
+                state
+            }
+        };
+        let known = self
+            .known
+            .iter()
+            .find(|(known, _)| known.shares_connection(of));
+        if let Some((_, transport)) = known {
+            return Ok((transport.clone(), state));
+        }
+        let transport = match of.protocol {
+            Protocol::Grpc => Transport::Grpc(Box::new(grpc::Grpc::new(of)?)),
+            Protocol::HttpProtobuf => Transport::Http(Box::new(http::Http::new(of)?)),
+        };
+        self.known.push((of.clone(), transport.clone()));
+        Ok((transport, state))
+    }
+}
+
 /// What became of a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
@@ -156,10 +202,11 @@ enum Fate {
 
 /// Sends the requests of one signal, one after the other.
 struct Sender {
+    kind: Kind,
     config: OtlpConfig,
     counters: Arc<Counters>,
     transport: Transport,
-    health: Health,
+    state: Shared,
     rng: fastrand::Rng,
     /// When the agent began, in nanoseconds since the Unix epoch.
     started: u64,
@@ -208,10 +255,11 @@ impl Sender {
             };
             self.counters.add(Count::OtlpFailedAttempts, 1);
             let lost = self.lost();
-            self.health.failed(&failure.message, lost);
             if !failure.retry {
+                self.state.refused(self.kind, &failure.message, lost);
                 return Fate::Refused;
             }
+            self.state.failed(self.kind, &failure.message, lost);
             // Who stops does not wait for an endpoint that fails.
             if until.deadline().is_some() {
                 return Fate::Stopped;
@@ -259,12 +307,12 @@ impl Sender {
 
     fn accepted<S: Signal>(&mut self, items: u64, response: S::Response) -> Fate {
         let lost = self.lost();
-        self.health.worked(lost);
+        self.state.worked(self.kind, lost);
         let rejected = match S::partial(response) {
             Some((rejected, remark)) => {
                 let rejected = u64::try_from(rejected).unwrap_or(0).min(items);
                 if rejected > 0 || !remark.is_empty() {
-                    self.health.partial(rejected, &remark);
+                    self.state.partial(self.kind, rejected, &remark);
                 }
                 rejected
             }

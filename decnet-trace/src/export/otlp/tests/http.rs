@@ -221,6 +221,35 @@ fn gives_up_what_is_refused() {
     }
 }
 
+/// An endpoint that answers every error code in turn, again and again: what waits stays within its bound,
+/// every span is accounted for, and once it accepts again spans arrive.
+#[test]
+fn survives_every_error_code() {
+    let codes: Vec<_> = (400..=599)
+        .map(|code| answer(&format!("{code} No")))
+        .collect();
+    let mut answers: Vec<&str> = codes.iter().map(String::as_str).collect();
+    answers.push(OK);
+    let server = Server::start(&answers);
+    let config = OtlpConfig {
+        retry_first: Duration::from_millis(1),
+        retry_max: Duration::from_millis(2),
+        retry_for: Duration::from_millis(200),
+        ..http(server.address)
+    };
+    let mut bench = Bench::start(config);
+    let begin = Instant::now();
+    while bench.get(Count::OtlpSent) == 0 {
+        assert!(begin.elapsed() < Duration::from_secs(30), "nothing arrives");
+        bench.push(20);
+        assert!(bench.queue.len() <= 120, "{}", bench.queue.len());
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(bench.get(Count::OtlpRefused) > 0);
+    assert_eq!(bench.get(Count::OtlpFailedAttempts), 200);
+    bench.stop(SOON);
+}
+
 /// Partial success is read from the answer, and counted; an answer that is no message is none.
 #[test]
 fn counts_partial_success() {
