@@ -60,6 +60,8 @@ fn exchange() -> Exchange {
         response_tid: 0,
         unix_path: None,
         unix_peer: 0,
+        before: 0,
+        pipelined: false,
         start: 1_000,
         response_start: Some(1_800),
         end: 2_000,

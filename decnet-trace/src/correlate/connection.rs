@@ -5,7 +5,12 @@
 
 use decnet_trace_common::event::SockOp;
 
-use super::{counters::Counters, dialog::Dialog, exchange::Exchange, exchange::Role};
+use super::{
+    counters::Counters,
+    dialog::Dialog,
+    exchange::{Exchange, Role},
+    joins::Asked,
+};
 
 /// What is remembered of every connection.
 #[derive(Debug)]
@@ -16,6 +21,8 @@ pub(super) struct Connection {
     pub(super) fd: i32,
     /// When bytes were last moved on it.
     pub(super) last: u64,
+    /// When bytes were last read on it; 0 where never.
+    pub(super) read: u64,
     /// The requests seen on it; wraps.
     pub(super) requests: u32,
     /// The side that the process is on, once a head told.
@@ -40,6 +47,7 @@ impl Connection {
             tgid: op.header.tgid,
             fd: op.fd,
             last: op.header.ts,
+            read: 0,
             requests: 0,
             role: None,
             proven: false,
@@ -97,6 +105,7 @@ impl Default for Limits {
 /// Where the results of an event go.
 pub(super) struct Cx<'a> {
     pub(super) out: &'a mut Vec<Exchange>,
+    pub(super) asked: &'a mut Vec<Asked>,
     pub(super) counters: &'a mut Counters,
     pub(super) limits: &'a Limits,
 }

@@ -112,6 +112,11 @@ impl Dialog {
         !self.open.is_empty()
     }
 
+    /// Whether the exchange with this number is under way.
+    pub(super) fn has_open(&self, number: u32) -> bool {
+        self.open.iter().any(|open| open.number == number)
+    }
+
     /// The youngest exchange under way.
     pub(super) fn last_open(&mut self) -> Option<&mut Exchange> {
         self.open.back_mut().map(|open| &mut open.exchange)

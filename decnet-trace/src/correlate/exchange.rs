@@ -100,6 +100,11 @@ pub struct Exchange {
     pub unix_path: Option<Box<str>>,
     /// The inode number of the socket at a unix socket's other end; 0 where unknown.
     pub unix_peer: u64,
+    /// When bytes were last read on the connection before the request; 0 where that is not known. Of clients
+    /// only.
+    pub before: u64,
+    /// Another exchange was under way on the connection at the same time.
+    pub pipelined: bool,
     /// The `PyContext*` in which the request's first byte was moved; 0 where unknown.
     pub request_context: u64,
     /// The `PyContext*` in which the final response's first byte was moved; 0 where unknown.

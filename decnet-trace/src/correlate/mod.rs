@@ -9,6 +9,7 @@ mod counters;
 mod dialog;
 pub mod exchange;
 pub mod identity;
+pub mod joins;
 mod open;
 pub mod outbound;
 pub mod statement;
@@ -19,7 +20,7 @@ use std::{
     collections::{BinaryHeap, hash_map::Entry},
 };
 
-use decnet_trace_common::event::{Proc, ProcWhat, SockOp, SockState, tcp_state};
+use decnet_trace_common::event::{Proc, ProcWhat, SockOp, SockState, flags, tcp_state};
 use rustc_hash::FxHashMap;
 
 pub use connection::Limits;
@@ -28,6 +29,7 @@ pub use counters::Counters;
 use connection::{Connection, Cx};
 use dialog::{Cause, Dialog};
 use exchange::Exchange;
+use joins::Asked;
 
 /// How often connections are looked through for idle ones, in nanoseconds.
 const SWEEP_EVERY: u64 = 5_000_000_000;
@@ -49,6 +51,8 @@ pub struct Correlator {
     connections: FxHashMap<u64, Connection>,
     /// How many connections each process has, so that the end of one without any costs nothing.
     processes: FxHashMap<u32, usize>,
+    /// Requests that processes made, to be fetched.
+    asked: Vec<Asked>,
     pool: Pool,
     /// When to look at which connection.
     due: BinaryHeap<Reverse<(u64, u64)>>,
@@ -67,6 +71,7 @@ impl Correlator {
             counters: Counters::default(),
             connections: FxHashMap::default(),
             processes: FxHashMap::default(),
+            asked: Vec::new(),
             pool: Pool::default(),
             due: BinaryHeap::new(),
             heads_memory: 0,
@@ -125,6 +130,19 @@ impl Correlator {
         })
     }
 
+    /// The requests that processes made since this was last called. Whoever never calls it has few of them
+    /// kept.
+    pub fn asked(&mut self) -> impl Iterator<Item = Asked> {
+        self.asked.drain(..)
+    }
+
+    /// Whether this exchange is under way.
+    pub fn is_open(&self, sock: u64, number: u32) -> bool {
+        let conn = self.connections.get(&sock);
+        conn.and_then(|conn| conn.dialog.as_ref())
+            .is_some_and(|dialog| dialog.has_open(number))
+    }
+
     /// Takes a read or a write.
     pub fn on_sock_op(&mut self, op: &SockOp, payload: &[u8], out: &mut Vec<Exchange>) {
         let ts = op.header.ts;
@@ -160,12 +178,16 @@ impl Correlator {
         }
         let mut cx = Cx {
             out,
+            asked: &mut self.asked,
             counters: &mut self.counters,
             limits: &self.limits,
         };
         let mut dialog = conn.dialog.take().unwrap_or_else(|| self.pool.take());
         let before = (dialog.heads_memory(), dialog.open_memory());
         dialog.operation(conn, op, payload, &mut cx);
+        if op.ret > 0 && op.flags & flags::SEND == 0 {
+            conn.read = ts;
+        }
         let after = (dialog.heads_memory(), dialog.open_memory());
         self.heads_memory = self.heads_memory + after.0 - before.0;
         self.open_memory = self.open_memory + after.1 - before.1;
@@ -286,6 +308,7 @@ impl Correlator {
         let mut out = Vec::new();
         let mut cx = Cx {
             out: &mut out,
+            asked: &mut self.asked,
             counters: &mut self.counters,
             limits: &self.limits,
         };
@@ -316,6 +339,7 @@ impl Correlator {
         };
         let mut cx = Cx {
             out,
+            asked: &mut self.asked,
             counters: &mut self.counters,
             limits: &self.limits,
         };
@@ -342,6 +366,7 @@ impl Correlator {
         if !surely && conn.is_open() {
             let cx = Cx {
                 out,
+                asked: &mut self.asked,
                 counters: &mut self.counters,
                 limits: &self.limits,
             };
@@ -408,6 +433,7 @@ impl Correlator {
         self.open_memory -= dialog.open_memory();
         let mut cx = Cx {
             out,
+            asked: &mut self.asked,
             counters: &mut self.counters,
             limits: &self.limits,
         };

@@ -85,6 +85,8 @@ impl Open {
                 ends: ends(tuple, stamp.unix),
                 unix_path: None,
                 unix_peer: unix_peer(tuple, stamp.unix),
+                before: 0,
+                pipelined: false,
                 request_context: stamp.context,
                 response_context: 0,
                 response_tid: 0,

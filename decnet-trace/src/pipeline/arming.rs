@@ -9,6 +9,7 @@ use decnet_trace_common::{
 use tracing::{debug, info, warn};
 
 use super::{
+    joining::network,
     live::Python,
     worker::{Worker, monotonic},
 };
@@ -46,10 +47,12 @@ impl Worker {
                 }
                 info!("tracing {} (pid {tgid})", process.resource.service_name);
                 self.processes.add(Arc::clone(&process.resource));
+                self.joins.trace(tgid, network(tgid), monotonic());
                 self.live.set_python(tgid, python);
             }
             Change::Untrace(tgid, reason) => {
                 self.calls.ended(*tgid);
+                self.joins.forget_process(*tgid);
                 self.decoder.forget_process(*tgid);
                 self.sqlites.forget(*tgid);
                 // The kernel side has removed one that ended by itself.

@@ -38,7 +38,9 @@ pub(super) struct Calls {
     next: RequestId,
     /// Requests that are owned and not over: their connections, their numbers on these, and their own.
     begun: FxHashMap<(u64, u32), RequestId>,
-    /// Calls of such requests, which wait for their spans.
+    /// Requests that are over and have no place in a trace yet.
+    unplaced: FxHashSet<RequestId>,
+    /// Calls of both, which wait for their spans.
     held: Vec<(RequestId, Outbound)>,
     /// What could be watched in a process, until it is.
     probes: FxHashMap<u32, (PathBuf, LineageProbes)>,
@@ -68,6 +70,7 @@ impl Calls {
             requests: FxHashMap::default(),
             next: 0,
             begun: FxHashMap::default(),
+            unplaced: FxHashSet::default(),
             held: Vec::new(),
             probes: FxHashMap::default(),
             watched: FxHashMap::default(),
@@ -127,19 +130,32 @@ impl Calls {
         self.ended.insert(tgid);
     }
 
-    /// A request is over, and has its span.
-    pub(super) fn served(&mut self, identities: &Identities, exchange: &Exchange, span: SpanRef) {
+    /// A request is over. Where calls may belong to it, [`Self::placed`] is to be told where it stands.
+    pub(super) fn served(
+        &mut self,
+        identities: &Identities,
+        exchange: &Exchange,
+    ) -> Option<RequestId> {
         if !self.watched.contains_key(&exchange.tgid) {
-            return;
+            return None;
         }
         if let Some(id) = self.begun.remove(&(exchange.sock, exchange.number)) {
-            self.requests.insert(id, span);
+            self.unplaced.insert(id);
             self.attribution.ended(exchange.tgid, id, exchange.end);
-            return;
+            return Some(id);
         }
         let request = served(self.number(), exchange);
-        self.requests.insert(request.id, span);
+        self.unplaced.insert(request.id);
         self.attribution.served(identities, exchange.tgid, &request);
+        Some(request.id)
+    }
+
+    /// A request that is over has its place in a trace.
+    pub(super) fn placed(&mut self, id: RequestId, span: SpanRef) {
+        self.unplaced.remove(&id);
+        if id + REQUESTS_MAX >= self.next {
+            self.requests.insert(id, span);
+        }
     }
 
     /// The next request's number.
@@ -229,10 +245,11 @@ impl Calls {
             queues,
             rootless,
             begun,
+            unplaced,
             held,
             ..
         } = self;
-        let open: FxHashSet<RequestId> = begun.values().copied().collect();
+        let open: FxHashSet<RequestId> = begun.values().chain(&*unplaced).copied().collect();
         // Those whose queues could be followed and are not.
         let may_follow =
             |tgid| *queues && watched.contains_key(&tgid) && !followed.contains_key(&tgid);
@@ -264,11 +281,12 @@ impl Calls {
     }
 
     /// Hands out calls whose requests have their spans by now, or never will.
-    fn release(&mut self, each: &mut impl FnMut(Outbound, Option<&SpanRef>)) {
+    pub(super) fn release(&mut self, mut each: impl FnMut(Outbound, Option<&SpanRef>)) {
         if self.held.is_empty() {
             return;
         }
-        let open: FxHashSet<RequestId> = self.begun.values().copied().collect();
+        let open = self.begun.values().chain(&self.unplaced);
+        let open: FxHashSet<RequestId> = open.copied().collect();
         for (id, call) in self.held.extract_if(.., |(id, _)| !open.contains(id)) {
             let span = self.requests.get(&id);
             match span {

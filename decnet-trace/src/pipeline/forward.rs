@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{handing::Handing, worker::Worker};
+use super::{calls::Calls, handing::Handing, records::Decoder, worker::Worker};
 use crate::{
     correlate::{exchange::Role, outbound::Outbound},
     policy::{Link, Parent},
-    span::{Resource, Value},
+    span::{Resource, SpanRef, Value},
     telemetry::Count,
 };
 
@@ -15,6 +15,8 @@ impl Worker {
     pub(super) fn forward(&mut self, now: u64, all: bool) {
         let mut exchanges = std::mem::take(&mut self.decoder.exchanges);
         let waited = self.processes.ready(now, all);
+        let asked = self.decoder.correlator.asked();
+        asked.for_each(|asked| self.joins.asked(asked));
         for exchange in exchanges.drain(..).chain(waited) {
             let tgid = exchange.tgid;
             let resource = match self.processes.resource(tgid) {
@@ -28,15 +30,10 @@ impl Worker {
                 }
             };
             match exchange.role {
-                Role::Server => {
-                    self.requests.served += 1;
-                    let identity = self.policy.identify(&exchange, None);
-                    self.calls
-                        .served(&self.decoder.identities, &exchange, identity.reference());
-                    self.handing(now).served(exchange, resource, identity);
-                }
+                Role::Server => self.served(now, exchange, resource),
                 Role::Client => {
                     self.requests.made += 1;
+                    self.joins.over(&exchange);
                     if self.calls.made(Outbound::Exchange(Box::new(exchange))) {
                         self.watch_lineage(tgid);
                     }
@@ -53,7 +50,7 @@ impl Worker {
             }
         }
         self.decoder.executed = executed;
-        self.link(now, all);
+        self.link_and_join(now, all);
         self.sampling.tick(now);
         if !self.spans.is_empty() {
             self.counters.add(Count::Spans, self.spans.len() as u64);
@@ -62,7 +59,7 @@ impl Worker {
     }
 
     /// Those who have a say in what becomes of a request or a call.
-    fn handing(&mut self, now: u64) -> Handing<'_> {
+    pub(super) fn handing(&mut self, now: u64) -> Handing<'_> {
         Handing {
             policy: &mut self.policy,
             sampling: &mut self.sampling,
@@ -75,6 +72,23 @@ impl Worker {
 
     /// Puts calls under the requests that caused them, as far as that is known by now.
     pub(super) fn link(&mut self, now: u64, all: bool) {
+        self.linking(now, |calls, decoder, each| {
+            let correlator = (!all).then_some(&decoder.correlator);
+            calls.decide(&decoder.identities, correlator, now, each);
+        });
+    }
+
+    /// Puts calls under requests that have just got their places.
+    pub(super) fn release(&mut self, now: u64) {
+        self.linking(now, |calls, _, each| calls.release(each));
+    }
+
+    /// Gives each call its place that is handed out.
+    fn linking(
+        &mut self,
+        now: u64,
+        hand_out: impl FnOnce(&mut Calls, &Decoder, &mut dyn FnMut(Outbound, Option<&SpanRef>)),
+    ) {
         let Self {
             calls,
             decoder,
@@ -84,6 +98,7 @@ impl Worker {
             processes,
             spans,
             clock,
+            joins,
             ..
         } = self;
         let mut handing = Handing {
@@ -94,26 +109,25 @@ impl Worker {
             clock: *clock,
             now,
         };
-        calls.decide(
-            &decoder.identities,
-            if all { None } else { Some(&decoder.correlator) },
-            now,
-            |outbound, parent| {
-                let resource = match processes.resource(outbound.tgid()) {
-                    Some(resource) => Arc::clone(resource),
-                    None => nameless(outbound.tgid()),
-                };
-                let parent = parent.map(|span| Parent {
-                    span,
-                    link: Link::Exact,
-                });
-                let identity = match &outbound {
-                    Outbound::Exchange(exchange) => handing.policy.identify(exchange, parent),
-                    Outbound::Statement(_) => handing.policy.place(parent),
-                };
-                handing.made(outbound, resource, identity);
-            },
-        );
+        hand_out(calls, decoder, &mut |outbound, parent| {
+            let resource = match processes.resource(outbound.tgid()) {
+                Some(resource) => Arc::clone(resource),
+                None => nameless(outbound.tgid()),
+            };
+            let parent = parent.map(|span| Parent {
+                span,
+                link: Link::Exact,
+            });
+            let identity = match &outbound {
+                Outbound::Exchange(exchange) => {
+                    let identity = handing.policy.identify(exchange, parent);
+                    joins.placed(exchange, || identity.reference(), now);
+                    identity
+                }
+                Outbound::Statement(_) => handing.policy.place(parent),
+            };
+            handing.made(outbound, resource, identity);
+        });
     }
 }
 

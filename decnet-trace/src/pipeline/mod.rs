@@ -8,6 +8,7 @@ mod discovery;
 mod forward;
 mod handing;
 mod intervals;
+mod joining;
 mod live;
 mod measure;
 mod minutes;

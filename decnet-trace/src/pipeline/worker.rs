@@ -21,6 +21,7 @@ use super::{
     discovery::{DiscoveryThread, Finding},
     handing::Unbuilt,
     intervals::IntervalClock,
+    joining::Served,
     live::{Live, Python},
     measure::Measure,
     minutes::Minutes,
@@ -33,7 +34,7 @@ use super::{
 };
 use crate::{
     bpf::load::Bpf,
-    correlate::{Correlator, identity::Identities, statements::Statements},
+    correlate::{Correlator, identity::Identities, joins::Joins, statements::Statements},
     discover::{Change, Children, Discovery},
     error::{Error, Result},
     export::Exporters,
@@ -107,6 +108,9 @@ pub(super) struct Worker {
     pub(super) processes: Processes,
     pub(super) spans: Vec<Span>,
     pub(super) calls: Calls,
+    pub(super) joins: Joins<Served>,
+    /// Connections forgotten so far.
+    pub(super) evicted: u64,
     pub(super) sqlites: Sqlites,
     pub(super) follow_ends: bool,
     pub(super) requests: Requests,
@@ -203,6 +207,8 @@ impl Worker {
             processes: Processes::default(),
             spans: Vec::new(),
             calls: Calls::new(lineage != Lineage::Off, queues),
+            joins: Joins::default(),
+            evicted: 0,
             sqlites: Sqlites::default(),
             follow_ends: lineage == Lineage::On,
             requests: Requests::default(),
@@ -225,6 +231,8 @@ impl Worker {
     /// Attaches the hooks.
     pub(super) fn attach(&mut self) -> Result<()> {
         self.bpf.attach(self.purposes & flags::SOCKETS != 0)?;
+        // Before, nothing was seen.
+        self.joins.events_lost(monotonic());
         info!(
             "attached: {}, {} Hz, {} processes traced",
             match self.purposes & flags::SOCKETS {
@@ -383,6 +391,7 @@ impl Worker {
         self.clock = unix_offset();
         self.processes.sweep(now);
         self.close_quiet(now);
+        self.sweep_joins(now);
         let served = self.requests.served;
         self.meter.tick(Instant::now(), &self.bpf, served)?;
         self.measure()?;
@@ -425,6 +434,7 @@ impl Worker {
             self.ring_lost = lost;
             self.decoder.events_lost();
             self.decoder.identities.events_lost(monotonic());
+            self.joins.events_lost(monotonic());
         }
         Ok(())
     }
@@ -443,6 +453,7 @@ impl Worker {
         all.push(("records_lost_undecoded", self.decoder.undecoded));
         all.push(("exchanges_lost_unknown_process", self.unknown_process));
         all.extend(self.calls.counters());
+        all.extend(self.join_counters());
         let (dropped, hastened) = self.sampling.counts();
         all.push(("spans_sampled_out", dropped));
         all.push(("sampling_hold_overflowed", hastened));

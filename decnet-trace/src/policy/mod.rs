@@ -252,6 +252,27 @@ impl Policy {
         }
     }
 
+    /// Whether a request names its parent, by a `traceparent` that can be read.
+    pub fn names_parent(&self, exchange: &Exchange) -> bool {
+        let named = exchange.traceparent.as_deref();
+        named.is_some_and(|named| TraceParent::parse(named).is_some())
+    }
+
+    /// A place under a call that another process made, of a request that [names](Self::names_parent) no
+    /// parent.
+    pub fn join(&mut self, exchange: &Exchange, call: &SpanRef) -> Identity {
+        if exchange.traceparent.is_some() {
+            self.counters.add(Count::TraceparentInvalid, 1);
+        }
+        Identity {
+            parent_is_remote: true,
+            ..self.place(Some(Parent {
+                span: call,
+                link: Link::Exact,
+            }))
+        }
+    }
+
     /// A place under a span of the same process, or at the root of a trace of its own.
     pub fn place(&mut self, parent: Option<Parent<'_>>) -> Identity {
         let span_id = self.ids.span_id();

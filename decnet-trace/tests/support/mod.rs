@@ -134,6 +134,8 @@ pub(crate) struct Span {
     /// are the same may differ by some nanoseconds, as the wall clock drifts.
     pub(crate) place: usize,
     pub(crate) id: String,
+    pub(crate) trace: String,
+    pub(crate) trace_state: String,
     pub(crate) parent: String,
     pub(crate) name: String,
     pub(crate) kind: u64,
@@ -197,6 +199,8 @@ pub(crate) fn spans(path: &Path) -> Vec<Span> {
                     all.push(Span {
                         place: all.len(),
                         id: id("spanId"),
+                        trace: id("traceId"),
+                        trace_state: id("traceState"),
                         parent: id("parentSpanId"),
                         name: span["name"].as_str().unwrap().to_owned(),
                         kind: span["kind"].as_u64().unwrap(),

@@ -66,6 +66,8 @@ pub struct Builder {
     venv: Option<Venv>,
     uds: bool,
     host: String,
+    port: u16,
+    network: Option<String>,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
 }
@@ -113,6 +115,18 @@ impl Builder {
         self
     }
 
+    /// Listens on this port instead of a free one.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    /// Runs in this network namespace, by its name (`ip netns`).
+    pub fn network(mut self, name: &str) -> Self {
+        self.network = Some(name.to_owned());
+        self
+    }
+
     /// One more argument for uvicorn.
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
@@ -140,7 +154,16 @@ impl Builder {
         let mut app = module.to_owned();
         app.push(":app");
         let dir = Folder::new()?;
-        let mut uvicorn = Command::new(venv.program("uvicorn"));
+        let program = venv.program("uvicorn");
+        let mut uvicorn = match &self.network {
+            // It becomes what it executes: the pid is the same.
+            Some(name) => {
+                let mut ip = Command::new("ip");
+                ip.args(["netns", "exec", name]).arg(program);
+                ip
+            }
+            None => Command::new(program),
+        };
         uvicorn
             .arg(app)
             .arg("--app-dir")
@@ -162,7 +185,7 @@ impl Builder {
             uvicorn.arg("--uds").arg(&socket);
         } else {
             // The kernel picks a free port, and uvicorn says which.
-            uvicorn.args(["--host", &self.host, "--port", "0"]);
+            uvicorn.args(["--host", &self.host, "--port", &self.port.to_string()]);
         }
         if self.workers > 1 {
             uvicorn.args(["--workers", &self.workers.to_string()]);
@@ -214,6 +237,8 @@ impl Service {
             venv: None,
             uds: false,
             host: "127.0.0.1".to_owned(),
+            port: 0,
+            network: None,
             args: Vec::new(),
             env: Vec::new(),
         }

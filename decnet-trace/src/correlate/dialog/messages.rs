@@ -4,6 +4,7 @@ use super::{
     super::{
         connection::{Connection, Cx},
         exchange::{End, Role},
+        joins::{ASKED_MAX, Asked},
         open::Open,
     },
     Dialog, Direction, Origin, Side, note_stray,
@@ -60,6 +61,18 @@ impl Dialog {
         let mut open = Open::new(request, role, &self.tuple, conn.requests, &origin.stamp);
         open.exchange.request_bytes = origin.len;
         open.last = origin.now;
+        for earlier in &mut self.open {
+            earlier.exchange.pipelined = true;
+        }
+        open.exchange.pipelined = !self.open.is_empty();
+        if role == Role::Client {
+            open.exchange.before = conn.read;
+            if cx.asked.len() < ASKED_MAX
+                && let Some(asked) = Asked::new(&open.exchange)
+            {
+                cx.asked.push(asked);
+            }
+        }
         self.open_memory += open.memory();
         self.open.push_back(open);
         self.spare_body = false;
