@@ -49,6 +49,8 @@ counters! {
     UserStack = "user_stack_failed",
     /// Samples of a Python process on a thread without a thread state.
     NoThreadState = "no_thread_state",
+    /// Samples of a thread that may run in another interpreter of its process, which is not known.
+    OtherInterpreter = "other_interpreter",
     /// Samples whose Python stack could not be read to its end.
     PythonBroken = "python_stack_broken",
     /// Samples with more Python frames than fit.

@@ -244,12 +244,23 @@ pub mod sample_flags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PyFrame {
-    /// The `PyCodeObject*`; 0 for a frame of the interpreter's own, which stands where C called into
-    /// Python (3.12 on).
+    /// The `PyCodeObject*`, with [`Self::ENTRY`]; 0 for a frame of the interpreter's own, which stands
+    /// where C called into Python (3.12 on).
     pub code: u64,
     /// The instruction: up to CPython 3.10 `f_lasti`, from 3.11 the instruction pointer. Decoded
     /// with the process's version.
     pub instr: u64,
+}
+
+impl PyFrame {
+    /// In [`Self::code`], which is aligned to words: an evaluation loop began with this frame, so that C
+    /// called into Python here (3.11).
+    pub const ENTRY: u64 = 1;
+
+    /// The `PyCodeObject*` alone; 0 for a frame of the interpreter's own.
+    pub const fn code_object(&self) -> u64 {
+        self.code & !Self::ENTRY
+    }
 }
 
 /// A step in the descent of contexts, or in the way of work through a queue.

@@ -10,15 +10,23 @@
 //!    [`ABSENT`], the pointer at thread pointer + `thread_block`. The thread state is the pointer at
 //!    `base` + [`Target::thread_state`](crate::target::Target::thread_state); 0: the thread runs no
 //!    Python.
+//!
+//!    Until 3.11 that is the state in which the thread began, also while it runs in another interpreter.
+//!    Whether it does is told by the thread state that holds the GIL
+//!    ([`Target::gil_holder`](crate::target::Target::gil_holder)): if it is of another interpreter, and
+//!    what it points to at [`PyLayout::c_frame`] lies on the running thread's own stack, then it is what
+//!    the thread runs. Without `c_frame` nothing tells, and the thread's frames are unknown.
 //! 2. `frame` = the pointer at thread state + [`PyLayout::frame`]; where [`PyLayout::cframe`] is not
 //!    [`ABSENT`], that is a `_PyCFrame*` and the frame is the pointer at it + `cframe`.
 //! 3. While `frame` is not 0, read [`PyLayout::frame_size`] bytes at it, and pick out of them the
 //!    code object (a pointer, its [`PyLayout::code_tag`] bits cleared), the instruction (a pointer;
 //!    an `i32` with [`flags::LASTI`]), and the next outer frame. Where [`PyLayout::owner`] is not
 //!    [`ABSENT`], a frame whose owner byte is at least [`PyLayout::owner_shim`] is the
-//!    interpreter's own: it runs no code (the kernel side records its place alone). A frame without a code object, or, with
-//!    [`flags::LASTI`], one whose first word (its reference count) is 0, has returned: the stack was
-//!    read while it changed, and is broken there.
+//!    interpreter's own: it runs no code (the kernel side records its place alone). Where
+//!    [`PyLayout::entry`] is not [`ABSENT`], that byte is 1 in the outermost frame of each evaluation
+//!    loop. A frame without a code object, or, with [`flags::LASTI`], one whose first word (its
+//!    reference count) is 0, has returned: the stack was read while it changed, and is broken there.
+//!    So it is where the next frame is the same one, or not aligned to a word.
 
 use crate::{assert_layout, pod};
 
@@ -57,10 +65,10 @@ pub struct PyLayout {
     /// In `PyThreadState` (3.12 on): a `u32`, of which one of [`Self::gil_mask`]'s bits is set while
     /// the thread holds its interpreter's GIL.
     pub gil: u16,
-    /// `PyInterpreterState.runtime` (3.9 to 3.11): a pointer to `_PyRuntime`.
-    pub interp_runtime: u16,
-    /// `_PyRuntime.gilstate.tstate_current` (≤ 3.11): the thread state that holds the GIL.
-    pub runtime_current: u16,
+    /// `PyThreadState.cframe` (3.10, 3.11): a pointer into the C stack of the thread that runs it.
+    pub c_frame: u16,
+    /// In a frame: the byte that is 1 where an evaluation loop began with it, `is_entry` (3.11).
+    pub entry: u16,
     /// How many bytes of a frame to read; at most [`FRAME_SIZE_MAX`].
     pub frame_size: u16,
     /// In a frame: the next outer frame.

@@ -18,6 +18,9 @@ pub struct Target {
     /// From the thread pointer, the pointer to the block that [`Self::thread_state`] is an offset
     /// into; 0 where that is the thread pointer itself.
     pub thread_block: u32,
+    /// The address of `_PyRuntime.gilstate.tstate_current` (CPython ≤ 3.11), a `PyThreadState*`: the
+    /// thread state that holds the GIL; 0 where unknown, or where thread states say so themselves.
+    pub gil_holder: u64,
 }
 
 /// The bits of [`Target::flags`].
@@ -52,7 +55,7 @@ pub struct Control {
 }
 
 assert_layout! {
-    Target = 24,
+    Target = 32,
     Control = 8,
 }
 pod!(Target, Control);

@@ -2,7 +2,10 @@
 //!
 //! How the parts are found: `decnet_trace_common::python`.
 
-use aya_ebpf::helpers::bpf_get_current_task_btf;
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{bpf_get_current_task_btf, bpf_task_pt_regs},
+};
 use decnet_trace_common::{
     counter::Counter,
     event::{PyFrame, sample_flags},
@@ -24,13 +27,7 @@ pub(crate) fn thread_state(target: &Target) -> u64 {
     if target.thread_state == 0 {
         return 0;
     }
-    // SAFETY: the helper returns the running task, and the offset is from the kernel's BTF.
-    let pointer: u64 = unsafe {
-        read::typed(
-            bpf_get_current_task_btf().cast::<u8>(),
-            offset!(task_fsbase),
-        )
-    };
+    let pointer = thread_pointer();
     let base = if target.thread_block == 0 {
         pointer
     } else {
@@ -40,6 +37,77 @@ pub(crate) fn thread_state(target: &Target) -> u64 {
         }
     };
     read::user(base.wrapping_add_signed(target.thread_state)).unwrap_or(0)
+}
+
+/// The running thread's thread pointer.
+#[inline(always)]
+fn thread_pointer() -> u64 {
+    // SAFETY: the helper returns the running task, and the offset is from the kernel's BTF.
+    unsafe {
+        read::typed(
+            bpf_get_current_task_btf().cast::<u8>(),
+            offset!(task_fsbase),
+        )
+    }
+}
+
+/// The thread state whose frames the running thread runs, out of the one that it began in
+/// ([`thread_state`]), and whether it holds the GIL; `None` where it may be one of another interpreter.
+#[inline(always)]
+pub(crate) fn running(target: &Target, began: u64) -> Option<(u64, bool)> {
+    if began == 0 {
+        return Some((0, false));
+    }
+    let Some(layout) = layout(target) else {
+        return Some((began, false));
+    };
+    if layout.gil != ABSENT {
+        let word: u32 = read::user(began + u64::from(layout.gil)).unwrap_or(0);
+        return Some((began, word & layout.gil_mask != 0));
+    }
+    if target.gil_holder == 0 {
+        return Some((began, false));
+    }
+    let holder: u64 = read::user(target.gil_holder).unwrap_or(0);
+    if holder == began {
+        return Some((began, true));
+    }
+    let interpreter = |state: u64| read::user::<u64>(state + u64::from(layout.interp));
+    if holder == 0 || interpreter(holder) == interpreter(began) {
+        return Some((began, false));
+    }
+    // It is of another interpreter, and any thread may run it.
+    if layout.c_frame == ABSENT {
+        return None;
+    }
+    let c_frame: u64 = read::user(holder + u64::from(layout.c_frame))?;
+    if is_on_own_stack(c_frame) {
+        Some((holder, true))
+    } else {
+        Some((began, false))
+    }
+}
+
+/// Whether an address lies on the running thread's stack: above the stack pointer and, but in the first
+/// thread, below the thread pointer, for the C library puts a thread's own block above its stack.
+#[inline(always)]
+fn is_on_own_stack(address: u64) -> bool {
+    // SAFETY: both helpers return pointers that the verifier knows; the registers are the task's own.
+    let top = unsafe {
+        let regs: *const pt_regs = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const _;
+        (*regs).rsp
+    };
+    let block = thread_pointer();
+    address > top && (top > block || address < block)
+}
+
+/// The layout of the process's CPython.
+#[inline(always)]
+fn layout(target: &Target) -> Option<&'static PyLayout> {
+    target
+        .python
+        .checked_sub(1)
+        .and_then(|index| PY_LAYOUTS.get(index))
 }
 
 /// The `PyContext*` that the thread with this thread state has entered; 0 where unknown.
@@ -57,11 +125,7 @@ pub(crate) fn running_code(target: &Target, thread_state: u64) -> u64 {
     if thread_state == 0 {
         return 0;
     }
-    let Some(layout) = target
-        .python
-        .checked_sub(1)
-        .and_then(|index| PY_LAYOUTS.get(index))
-    else {
+    let Some(layout) = layout(target) else {
         return 0;
     };
     match innermost(layout, thread_state) {
@@ -82,16 +146,9 @@ pub(crate) fn walk(
     scratch: &mut SampleScratch,
     at: usize,
 ) -> u16 {
-    let Some(layout) = target
-        .python
-        .checked_sub(1)
-        .and_then(|index| PY_LAYOUTS.get(index))
-    else {
+    let Some(layout) = layout(target) else {
         return 0;
     };
-    if holds_gil(layout, thread_state) {
-        scratch.sample.flags |= sample_flags::GIL;
-    }
     let Some(mut frame) = innermost(layout, thread_state) else {
         return broken(scratch, 0);
     };
@@ -106,6 +163,10 @@ pub(crate) fn walk(
     } else {
         i64::from(u16::MAX)
     };
+    let no_entry = layout.entry == ABSENT;
+    let entry_mask = if no_entry { 0 } else { PyFrame::ENTRY };
+    // All ones where no reference count tells that a frame has returned.
+    let no_count = if lasti { 0 } else { u64::MAX };
     // One way through the loop but for its ends: whatever branches there, the verifier follows both
     // ways of in each of the 192 rounds.
     for i in 0..PYTHON_FRAMES_MAX {
@@ -116,12 +177,22 @@ pub(crate) fn walk(
         if !read::user_bytes(scratch.frame.as_mut_ptr(), size, frame) {
             return broken(scratch, i as u16);
         }
+        let this = frame;
         frame = word(scratch, layout.previous);
         // All ones for a frame that runs code, zero for one of the interpreter's own: those stay in
         // the record without a code object, for they stand where C called into Python.
-        let is_code = (i64::from(byte(scratch, layout.owner)) - shim) >> 63;
+        let is_code = ((i64::from(byte(scratch, layout.owner)) - shim) >> 63) as u64;
+        let code = word(scratch, layout.code) & code_mask & is_code;
+        // What has returned leads nowhere any more.
+        if (code | !is_code) == 0
+            || (word(scratch, 0) | no_count) == 0
+            || frame & 7 != 0
+            || frame == this
+        {
+            return broken(scratch, i as u16);
+        }
         let value = PyFrame {
-            code: word(scratch, layout.code) & code_mask & is_code as u64,
+            code: code | (u64::from(byte(scratch, layout.entry)) & entry_mask & is_code),
             instr: word(scratch, layout.instr) & instr_mask,
         };
         // SAFETY: `at` is below 2,048, and the room is twice what all frames together need.
@@ -147,22 +218,6 @@ fn innermost(layout: &PyLayout, thread_state: u64) -> Option<u64> {
         return Some(frame);
     }
     read::user(frame + u64::from(layout.cframe))
-}
-
-/// Whether the thread holds the GIL, where its version says so in the thread state or the runtime.
-#[inline(always)]
-fn holds_gil(layout: &PyLayout, thread_state: u64) -> bool {
-    if layout.gil != ABSENT {
-        let word: u32 = read::user(thread_state + u64::from(layout.gil)).unwrap_or(0);
-        return word & layout.gil_mask != 0;
-    }
-    if layout.interp_runtime == ABSENT || layout.runtime_current == ABSENT {
-        return false;
-    }
-    let holder = read::user::<u64>(thread_state + u64::from(layout.interp))
-        .and_then(|interp| read::user::<u64>(interp + u64::from(layout.interp_runtime)))
-        .and_then(|runtime| read::user::<u64>(runtime + u64::from(layout.runtime_current)));
-    holder == Some(thread_state)
 }
 
 /// The word at this offset of the frame that was read.

@@ -127,6 +127,7 @@ fn record(pid: u32, time: Duration, path: &Path) -> Result<()> {
         ABSENT => 0,
         offset => u32::from(offset),
     };
+    target.gil_holder = python.gil_holder;
     let mut ingest = Ingest::new(bpf.take_rings())?;
     bpf.targets.insert(pid, target, 0)?;
     bpf.attach(true)?;

@@ -640,7 +640,7 @@ fn a_full_queue_refuses() {
                 flags: 0,
                 kernel: [].into(),
                 user: [].into(),
-                python: [PyFrame { code: 1, instr: 0 }].into(),
+                python: [PyFrame { code: 8, instr: 0 }].into(),
             }))
         })
         .count();

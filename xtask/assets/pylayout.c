@@ -146,9 +146,6 @@ static void runtime(void)
 #else
     FIELD("interp_threads_head", PyInterpreterState, threads.head);
 #endif
-#if PY_VERSION_HEX >= 0x03090000 && PY_VERSION_HEX < 0x030c0000
-    FIELD("interp_runtime", PyInterpreterState, runtime);
-#endif
 #if PY_VERSION_HEX < 0x030c0000
     FIELD("interp_modules", PyInterpreterState, modules);
 #else
@@ -168,6 +165,10 @@ static void thread(void)
     FIELD("cframe_current_frame", _PyCFrame, current_frame);
 #else
     FIELD("thread_frame", PyThreadState, current_frame);
+#endif
+#if PY_VERSION_HEX >= 0x030a0000 && PY_VERSION_HEX < 0x030c0000
+    /* A variable of the evaluation loop's C function; 3.12's thread states tell by themselves. */
+    FIELD("thread_c_frame", PyThreadState, cframe);
 #endif
     FIELD("thread_thread_id", PyThreadState, thread_id);
 #if PY_VERSION_HEX >= 0x030b0000
@@ -207,6 +208,9 @@ static void frame(void)
     put("frame_size", offsetof(_PyInterpreterFrame, localsplus));
     FIELD("frame_previous", _PyInterpreterFrame, previous);
     FIELD("frame_owner", _PyInterpreterFrame, owner);
+#if PY_VERSION_HEX < 0x030c0000
+    FIELD("frame_entry", _PyInterpreterFrame, is_entry);
+#endif
     FIELD("frame_localsplus", _PyInterpreterFrame, localsplus);
 #if PY_VERSION_HEX < 0x030d0000
     FIELD("frame_code", _PyInterpreterFrame, f_code);

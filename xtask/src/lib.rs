@@ -1,5 +1,6 @@
 //! What builds, runs and tests decnet-trace: the verbs of `cargo xtask`, and the test bed.
 
+mod apt;
 pub mod bed;
 pub mod bench;
 pub mod build_ebpf;

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use decnet_trace_common::{
     counter::Counter,
-    event::{Kind, PyFrame, Sample},
+    event::{Kind, PyFrame, Sample, sample_flags},
     limits::{KERNEL_FRAMES_MAX, USER_FRAMES_MAX},
     target,
 };
@@ -35,11 +35,14 @@ fn try_cpu_sample(ctx: &PerfEventContext) -> Option<()> {
     let (current, target) = gate::traced(target::flags::SAMPLES)?;
     // SAFETY: the slot is this CPU's own, and a sample does not interrupt another.
     let scratch = unsafe { &mut *SAMPLE_SCRATCH.get_ptr_mut(0)? };
-    let state = python::thread_state(target);
+    let began = python::thread_state(target);
+    let running = python::running(target, began);
+    let (state, holds_gil) = running.unwrap_or_default();
     scratch.sample = Sample {
         header: emit::header(Kind::Sample, current),
         context: python::context(target, state),
         thread_state: state,
+        flags: if holds_gil { sample_flags::GIL } else { 0 },
         ..Sample::default()
     };
     let frames = scratch.frames.as_mut_ptr();
@@ -78,7 +81,9 @@ fn try_cpu_sample(ctx: &PerfEventContext) -> Option<()> {
     scratch.sample.user = (user / 8) as u16;
     let native = mask::<0x7ff>(kernel + user);
     let python = if state == 0 {
-        if target.python != 0 {
+        if running.is_none() {
+            count(Counter::OtherInterpreter);
+        } else if target.python != 0 {
             count(Counter::NoThreadState);
         }
         0

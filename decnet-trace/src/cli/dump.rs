@@ -22,8 +22,8 @@ use crate::{
 /// The process is read while it runs: it is neither stopped nor changed.
 #[derive(Args, Debug)]
 #[command(after_help = "Example: sudo decnet-trace dump -p 1234\n\n\
-    Exit codes: 0 done, 1 failed at work, 2 usage, 3 not permitted or not a supported Python, \
-    4 no such process.")]
+    Exit codes: 0 done, 1 failed at work, 2 usage, 3 not permitted, \
+    4 no such process, or none that can be read.")]
 pub(super) struct DumpArgs {
     /// The process
     #[arg(long, short, value_name = "PID")]
@@ -247,10 +247,14 @@ fn inspect(pid: u32) -> Result<PyProcess> {
                 None => return Err(Error::failed(format!("process {pid} is not ready: {why}"))),
             },
             Inspection::Unsupported(why) => {
-                return Err(Error::unsupported(format!("process {pid}: {why}")));
+                return Err(Error::no_target(format!(
+                    "process {pid} cannot be read: {why}; `decnet-trace record --native` profiles it without its Python frames"
+                )));
             }
             Inspection::NotPython => {
-                return Err(Error::unsupported(format!("process {pid} is no Python")));
+                return Err(Error::no_target(format!(
+                    "process {pid} is not a Python process; `decnet-trace record --native` profiles it all the same"
+                )));
             }
             Inspection::Unreadable(error) => return Err(unreadable(pid, error)),
         }
@@ -313,6 +317,6 @@ mod tests {
     fn failures() {
         let exit = |pid| Dump::take(pid).map_or_else(|error| error.exit(), |_| Exit::Done);
         assert_eq!(exit(u32::MAX), Exit::NoTarget);
-        assert_eq!(exit(std::process::id()), Exit::Unsupported);
+        assert_eq!(exit(std::process::id()), Exit::NoTarget);
     }
 }

@@ -106,6 +106,7 @@ impl Worker {
             ABSENT => 0,
             offset => u32::from(offset),
         };
+        target.gil_holder = process.gil_holder;
         if let Err(error) = self.bpf.targets.insert(process.pid, target, BPF_EXIST) {
             debug!("pid {} ended before it was armed: {error}", process.pid);
             return;

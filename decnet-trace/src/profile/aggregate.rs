@@ -294,7 +294,11 @@ mod tests {
                 bytes.extend(u16::try_from(count).unwrap().to_ne_bytes());
             }
             bytes.extend(self.flags.to_ne_bytes());
-            let python = self.python.iter().flat_map(|&(code, instr)| [code, instr]);
+            // Code objects are aligned to words.
+            let python = self
+                .python
+                .iter()
+                .flat_map(|&(code, instr)| [code * 8, instr]);
             for word in self.kernel.iter().chain(&self.user).copied().chain(python) {
                 bytes.extend(word.to_ne_bytes());
             }
@@ -313,8 +317,8 @@ mod tests {
             found: &mut Vec<Option<PythonLocation>>,
         ) {
             found.extend(frames.iter().map(|frame| {
-                (frame.code != 666).then(|| PythonLocation {
-                    name: format!("f{}", frame.code).into(),
+                (frame.code != 666 * 8).then(|| PythonLocation {
+                    name: format!("f{}", frame.code / 8).into(),
                     file: format!("{tgid}.py").into(),
                     line: u32::try_from(frame.instr).unwrap_or(0),
                     first_line: 1,

@@ -90,6 +90,9 @@ pub struct PyProcess {
     /// Where a thread's `PyThreadState*` is: an offset from the thread pointer, or, with
     /// [`PyLayout::thread_block`], in the block that it leads to.
     pub thread_state: i64,
+    /// The address of the pointer to the thread state that holds the GIL (until 3.11); 0 where unknown,
+    /// or where thread states say so themselves.
+    pub gil_holder: u64,
     /// The layout, as the kernel side takes it.
     pub kernel: PyLayout,
     /// Where to watch the descent of contexts, for uprobes; not known where the interpreter exports too
@@ -228,6 +231,7 @@ impl Inspector {
             path: interpreter.path.clone(),
             host_path: interpreter.host_path.clone(),
             thread_state: place.offset,
+            gil_holder: gil_holder(&memory, &layout, interpreter.runtime, &states),
             kernel,
             lineage,
             runtime: interpreter.runtime,
@@ -311,6 +315,26 @@ fn live_threads(pid: u32, memory: &impl Memory, states: &[ThreadState]) -> Resul
         )));
     }
     Ok(listed)
+}
+
+/// The address of the pointer to the thread state that holds the GIL; 0 where that is no such pointer.
+fn gil_holder(memory: &impl Memory, layout: &Layout, runtime: u64, states: &[ThreadState]) -> u64 {
+    let Some(field) = Layout::get(layout.runtime_current_thread) else {
+        return 0;
+    };
+    let interpreter = |state: u64| memory.u64(state.wrapping_add(u64::from(layout.thread_interp)));
+    let address = runtime.wrapping_add(field);
+    let is_one = match memory.u64(address) {
+        Ok(0) => true,
+        // It may be younger than the list of thread states, but not than its interpreter.
+        Ok(holder) => interpreter(holder).is_ok_and(|own| {
+            states
+                .iter()
+                .any(|state| interpreter(state.address) == Ok(own))
+        }),
+        Err(_) => false,
+    };
+    if is_one { address } else { 0 }
 }
 
 /// Every context that a thread has entered must be one.

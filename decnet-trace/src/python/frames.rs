@@ -97,10 +97,17 @@ fn walk_with(
         if memory.read(frame, block).is_err() {
             return End::Broken;
         }
-        let Some((python, previous)) = read_frame(layout, block) else {
+        let Some((mut python, previous)) = read_frame(layout, block) else {
             return End::Broken;
         };
+        if previous == frame || previous & 7 != 0 {
+            return End::Broken;
+        }
         if python.code != 0 || marks {
+            let entry = block.get(usize::from(layout.entry)).copied();
+            if marks && python.code != 0 && layout.entry != ABSENT {
+                python.code |= u64::from(entry.unwrap_or(0)) & PyFrame::ENTRY;
+            }
             frames.push(python);
             left -= 1;
         }
@@ -200,6 +207,39 @@ mod tests {
         assert_eq!(frames, expected[..1]);
         frames.clear();
         assert_eq!(walk(&memory, &layout, 0x9000, 10, &mut frames), End::Broken);
+    }
+
+    /// Frames of CPython 3.11 tell where evaluation loops begin, in stacks that are to be like the kernel
+    /// side's; and a frame that leads to itself, or nowhere, ends the walk.
+    #[test]
+    fn marks_where_loops_begin() {
+        let layout = Layout::of_minor(11).unwrap().kernel(None).unwrap();
+        let stack = |previous: u64| {
+            let mut bytes = vec![0u8; 0x1000];
+            let mut set = |at: usize, field: u16, value: u64| {
+                bytes[at + usize::from(field)..][..8].copy_from_slice(&value.to_le_bytes());
+            };
+            set(0, layout.frame, 0x1100);
+            set(0x100, layout.cframe, 0x1200);
+            set(0x200, layout.code, 0xaaa0);
+            set(0x200, layout.previous, 0x1300);
+            set(0x300, layout.code, 0xbbb0);
+            set(0x300, layout.previous, previous);
+            bytes[0x300 + usize::from(layout.entry)] = 1;
+            Image(vec![(0x1000, bytes)])
+        };
+        let mut frames = Vec::new();
+        let end = walk_marked(&stack(0), &layout, 0x1000, 10, &mut frames);
+        let codes: Vec<u64> = frames.iter().map(|frame| frame.code).collect();
+        assert_eq!((end, codes), (End::Complete, vec![0xaaa0, 0xbbb1]));
+        frames.clear();
+        walk(&stack(0), &layout, 0x1000, 10, &mut frames);
+        assert_eq!(frames[1].code, 0xbbb0);
+        for previous in [0x1300, 0x1204] {
+            frames.clear();
+            let end = walk(&stack(previous), &layout, 0x1000, 10, &mut frames);
+            assert_eq!((end, frames.len()), (End::Broken, 1));
+        }
     }
 
     proptest::proptest! {

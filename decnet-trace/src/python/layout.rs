@@ -57,8 +57,6 @@ layout! {
     interp_id,
     /// `PyInterpreterState.tstate_head` or `.threads.head`
     interp_threads_head,
-    /// `PyInterpreterState.runtime` (3.9 to 3.11)
-    interp_runtime,
     /// `PyInterpreterState.(imports.)modules`, a dict
     interp_modules,
     /// `sizeof(PyThreadState)`
@@ -69,6 +67,8 @@ layout! {
     thread_interp,
     /// `PyThreadState.frame`, `.cframe` or `.current_frame`
     thread_frame,
+    /// `PyThreadState.cframe`, where it tells which thread runs (3.10, 3.11)
+    thread_c_frame,
     /// `PyThreadState.thread_id`, a `pthread_t`
     thread_thread_id,
     /// `PyThreadState.native_thread_id` (3.11 on)
@@ -95,6 +95,8 @@ layout! {
     frame_instr,
     /// `owner` (3.11 on)
     frame_owner,
+    /// `is_entry`, a byte (3.11)
+    frame_entry,
     /// The least owner of the interpreter's own frames (3.12 on)
     frame_owner_shim,
     /// `f_localsplus` or `localsplus`
@@ -250,6 +252,11 @@ impl Layout {
             } else {
                 self.frame_owner.checked_add(1)?
             },
+            if self.frame_entry == NONE {
+                0
+            } else {
+                self.frame_entry.checked_add(1)?
+            },
         ];
         let frame_size = ends.into_iter().max().unwrap_or(0).next_multiple_of(8);
         if frame_size as usize > abi::FRAME_SIZE_MAX {
@@ -265,8 +272,8 @@ impl Layout {
             cframe: field(self.cframe_current_frame)?,
             native_thread_id: field(self.thread_native_thread_id)?,
             gil: field(self.thread_gil)?,
-            interp_runtime: field(self.interp_runtime)?,
-            runtime_current: field(self.runtime_current_thread)?,
+            c_frame: field(self.thread_c_frame)?,
+            entry: field(self.frame_entry)?,
             frame_size: field(frame_size)?,
             previous: field(self.frame_previous)?,
             code: field(self.frame_code)?,

@@ -310,8 +310,11 @@ impl Worker {
     fn python_stack(&mut self, raw: &RawStack) -> PythonStack {
         // Frames without code are the interpreter's own, where C called into Python.
         self.asked.clear();
-        let code = raw.python.iter().filter(|frame| frame.code != 0);
-        self.asked.extend(code);
+        let code = raw.python.iter().map(|frame| PyFrame {
+            code: frame.code_object(),
+            ..*frame
+        });
+        self.asked.extend(code.filter(|frame| frame.code != 0));
         self.found.clear();
         self.python.resolve(raw.tgid, &self.asked, &mut self.found);
         self.found.resize(self.asked.len(), None);
@@ -327,8 +330,10 @@ impl Worker {
             stack.frames.push(self.interner.intern(marker));
         }
         for raw in raw.python.iter().rev() {
-            if raw.code == 0 {
+            if raw.code_object() == 0 || raw.code & PyFrame::ENTRY != 0 {
                 stack.loops.push(stack.frames.len());
+            }
+            if raw.code_object() == 0 {
                 continue;
             }
             let frame = match self.found.pop().flatten() {
@@ -408,4 +413,74 @@ fn command(tgid: u32) -> Arc<str> {
 fn thread_name(tgid: u32, tid: u32) -> Arc<str> {
     let name = fs::read(format!("/proc/{tgid}/task/{tid}/comm")).unwrap_or_default();
     String::from_utf8_lossy(&name).trim_end().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names each code object by its address.
+    struct Addresses;
+
+    impl PythonFrames for Addresses {
+        fn resolve(
+            &mut self,
+            _tgid: u32,
+            frames: &[PyFrame],
+            found: &mut Vec<Option<PythonLocation>>,
+        ) {
+            found.extend(frames.iter().map(|frame| {
+                Some(PythonLocation {
+                    name: format!("{:x}", frame.code).into(),
+                    file: "app.py".into(),
+                    line: 1,
+                    first_line: 1,
+                })
+            }));
+        }
+
+        fn process_ended(&mut self, _tgid: u32) {}
+    }
+
+    /// Where evaluation loops begin is told by frames of the interpreter's own, as from CPython 3.12 on, and
+    /// by marks on the frames that they began with, as in 3.11; code objects are asked for without the mark.
+    #[test]
+    fn loops_are_told_by_marks() {
+        let mut worker = Worker::new(
+            Limits::default(),
+            Box::new(Addresses),
+            Arc::default(),
+            Arc::default(),
+        );
+        let mut shown = |codes: &[u64]| {
+            let frames = codes.iter().map(|&code| PyFrame { code, instr: 0 });
+            let stack = worker.python_stack(&RawStack {
+                id: StackId(1),
+                process: ProcessId(1),
+                tgid: 1,
+                tid: None,
+                flags: 0,
+                kernel: [].into(),
+                user: [].into(),
+                python: frames.collect(),
+            });
+            let names: Vec<String> = stack
+                .frames
+                .iter()
+                .map(|frame| frame.name.to_string())
+                .collect();
+            (names.join(" "), stack.loops)
+        };
+        // Innermost first.
+        let entry = PyFrame::ENTRY;
+        assert_eq!(
+            shown(&[0x40, 0x30 | entry, 0x20, 0x10 | entry]),
+            ("10 20 30 40".to_owned(), vec![0, 2])
+        );
+        assert_eq!(
+            shown(&[0x40, 0x30, 0, 0x20, 0x10, 0]),
+            ("10 20 30 40".to_owned(), vec![0, 2])
+        );
+        assert_eq!(shown(&[0x20, 0x10]), ("10 20".to_owned(), vec![]));
+    }
 }

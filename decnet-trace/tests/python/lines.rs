@@ -4,12 +4,13 @@ use decnet_trace::python::PythonResolver;
 use decnet_trace_common::event::PyFrame;
 
 use super::interpreters;
+use xtask::bed::interpreter;
 
 /// The name, the file and the line of every instruction of thousands of code objects.
 #[test]
 fn every_instruction_has_its_line() {
-    for interpreter in interpreters::all() {
-        let mut running = interpreter.start("lines.py", &[]);
+    for interpreter in interpreter::all() {
+        let mut running = interpreters::start(&interpreter, "lines.py", &[]);
         let mut told = Vec::new();
         loop {
             let code = running.json();

@@ -9,6 +9,7 @@ use decnet_trace::python::{Inspection, Inspector, PythonResolver, ThreadStack, s
 use decnet_trace_common::event::PyFrame;
 
 use super::interpreters;
+use xtask::bed::interpreter;
 
 fn names(stack: &ThreadStack) -> Vec<String> {
     stack
@@ -23,8 +24,8 @@ fn names(stack: &ThreadStack) -> Vec<String> {
 /// resolver learns of it by itself.
 #[test]
 fn forked_children() {
-    for interpreter in interpreters::all() {
-        let mut running = interpreter.start("lives.py", &["fork"]);
+    for interpreter in interpreter::all() {
+        let mut running = interpreters::start(&interpreter, "lives.py", &["fork"]);
         let child = u32::try_from(running.json()["pid"].as_u64().unwrap()).unwrap();
         std::thread::sleep(Duration::from_millis(100));
         let inspection = Inspector::new().inspect(child);
@@ -50,8 +51,8 @@ fn forked_children() {
 /// says that it is unsupported.
 #[test]
 fn threads_come_and_go() {
-    for interpreter in interpreters::all() {
-        let mut running = interpreter.start("lives.py", &["churn"]);
+    for interpreter in interpreter::all() {
+        let mut running = interpreters::start(&interpreter, "lives.py", &["churn"]);
         assert!(running.json().is_null());
         let mut inspector = Inspector::new();
         let mut resolver = PythonResolver::new();
@@ -72,8 +73,8 @@ fn threads_come_and_go() {
 /// A thread that runs in another interpreter of the process is read too, and told apart.
 #[test]
 fn sub_interpreters() {
-    for interpreter in interpreters::all() {
-        let mut running = interpreter.start("lives.py", &["sub"]);
+    for interpreter in interpreter::all() {
+        let mut running = interpreters::start(&interpreter, "lives.py", &["sub"]);
         if running.json() != true {
             eprintln!(
                 "SKIPPED: {}: it has no module for sub-interpreters",
@@ -106,8 +107,8 @@ fn sub_interpreters() {
 /// that run, never one that ran at that address before.
 #[test]
 fn addresses_are_used_again() {
-    for interpreter in interpreters::all() {
-        let mut running = interpreter.start("lives.py", &["reuse"]);
+    for interpreter in interpreter::all() {
+        let mut running = interpreters::start(&interpreter, "lives.py", &["reuse"]);
         assert!(running.json().is_null());
         let process = running.process();
         let mut resolver = PythonResolver::new();
@@ -144,8 +145,8 @@ fn addresses_are_used_again() {
 /// A frame of an address that holds no code object is unknown, and spoils none of its stack.
 #[test]
 fn what_is_no_code_is_unknown() {
-    for interpreter in interpreters::all() {
-        let mut running = interpreter.start("stacks.py", &[]);
+    for interpreter in interpreter::all() {
+        let mut running = interpreters::start(&interpreter, "stacks.py", &[]);
         running.json();
         let process = running.process();
         let mut resolver = PythonResolver::new();

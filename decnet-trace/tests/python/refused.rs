@@ -5,6 +5,7 @@ use std::process::Command;
 use decnet_trace::python::{Inspection, Inspector, Unsupported};
 
 use super::interpreters;
+use xtask::bed::interpreter;
 
 /// For Python 2 and 3.
 const PRINT_AND_SLEEP: &str =
@@ -14,11 +15,14 @@ const PRINT_AND_SLEEP: &str =
 #[test]
 fn old_versions() {
     for series in ["2.7", "3.6", "3.7"] {
-        let Some(interpreter) = interpreters::pyenv(series) else {
-            eprintln!("SKIPPED: CPython {series}: none at hand");
-            continue;
+        let interpreter = match interpreter::old(series) {
+            Ok(interpreter) => interpreter,
+            Err(why) => {
+                println!("SKIPPED: CPython {series}: {why:#}");
+                continue;
+            }
         };
-        let mut running = interpreter.start_with(&["-c".into(), PRINT_AND_SLEEP.into()]);
+        let mut running = interpreters::start_with(&interpreter, &["-c", PRINT_AND_SLEEP]);
         assert!(running.json().is_null());
         match running.inspect() {
             Inspection::Unsupported(reason @ Unsupported::Version(_)) => {
@@ -64,11 +68,11 @@ fn other_builds() {
         ("pypy3", "PyPy is not supported (CPython is)"),
     ];
     for (name, reason) in cases {
-        let Some(interpreter) = interpreters::debian(name) else {
+        let Some(interpreter) = interpreter::debian(name) else {
             eprintln!("SKIPPED: {name}: not at hand");
             continue;
         };
-        let mut running = interpreter.start_with(&["-c".into(), PRINT_AND_SLEEP.into()]);
+        let mut running = interpreters::start_with(&interpreter, &["-c", PRINT_AND_SLEEP]);
         assert!(running.json().is_null());
         match running.inspect() {
             Inspection::Unsupported(why) => assert!(why.to_string().ends_with(reason), "{why}"),

@@ -4,6 +4,7 @@ use decnet_trace::python::{End, PyProcess, PythonResolver, ThreadStack, stacks};
 use serde_json::Value;
 
 use super::interpreters::{self, Running};
+use xtask::bed::interpreter;
 
 /// A frame as both sides tell it: the function's name, its file, the line.
 type Frame = (String, String, u32);
@@ -48,8 +49,8 @@ fn truth(frames: &Value) -> Vec<Frame> {
 /// names of every width, work without the GIL, lines far apart.
 #[test]
 fn stacks_are_the_interpreters_own() {
-    for interpreter in interpreters::all() {
-        let mut running = interpreter.start("stacks.py", &[]);
+    for interpreter in interpreter::all() {
+        let mut running = interpreters::start(&interpreter, "stacks.py", &[]);
         let told = running.json();
         let process = running.process();
         let read = read(&process);
@@ -98,8 +99,8 @@ fn watch(
 /// program never has, and at most one thread holds the GIL at any one look.
 #[test]
 fn running_threads_are_read_whole() {
-    for interpreter in interpreters::all() {
-        let mut running = interpreter.start("busy.py", &[]);
+    for interpreter in interpreter::all() {
+        let mut running = interpreters::start(&interpreter, "busy.py", &[]);
         let _ready = running.json();
         let process = running.process();
         let (mut whole, mut torn, mut gil) = (0, 0, 0);

@@ -3,6 +3,7 @@
 use decnet_trace::python::{PythonResolver, Task, TaskState, tasks};
 
 use super::interpreters;
+use xtask::bed::interpreter;
 
 /// The functions and lines of a task's chain of awaits, outermost first, down to where the
 /// program's own code ends.
@@ -21,8 +22,8 @@ fn chain(task: &Task) -> Vec<(String, u64)> {
 /// known as running, one that has not begun as created, and the tasks of another loop are there too.
 #[test]
 fn tasks_are_the_programs_own() {
-    for interpreter in interpreters::all() {
-        let mut running = interpreter.start("tasks.py", &[]);
+    for interpreter in interpreter::all() {
+        let mut running = interpreters::start(&interpreter, "tasks.py", &[]);
         let told = running.json();
         let name = running.name().to_owned();
         let process = running.process();

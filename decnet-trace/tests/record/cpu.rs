@@ -10,11 +10,11 @@ use std::{
 };
 
 use tempfile::TempDir;
-use xtask::bed::venv::default_python;
+use xtask::bed::{interpreter::Interpreter, venv::default_python};
 
 use super::support::{
-    AGENT, Python, RATE, Recorder, Running, Stacks, alone, assert_share, can_run, folded, long,
-    program, py_spy, pythons, record, reported, said, stacks, total, with,
+    AGENT, RATE, Recorder, Running, Stacks, alone, assert_share, can_run, folded, long, on_each,
+    program, py_spy, record, reported, said, stacks, system, total, with,
 };
 
 /// On every CPython, the shares of two functions are those of the work that they do, every stack is one
@@ -33,9 +33,9 @@ fn shares_are_true() {
         (format!("{main}/heavy"), 7..=9),
         (format!("{main}/light"), 12..=14),
     ]);
-    for python in pythons() {
+    on_each(|python| {
         let name = python.name();
-        let running = Running::start(&python, "mix.py", &["60"]);
+        let running = Running::start(python, "mix.py", &["60"]);
         let (stacks, report) = reported(&["-r", RATE, "-p", &running.pid(), "-d", "2"]);
         let all = total(&stacks);
         // At most one in a thousand, and one at all.
@@ -60,7 +60,7 @@ fn shares_are_true() {
                 );
             }
         }
-    }
+    });
 }
 
 /// A stack too deep is cut at its outer end, marked so, and its inner end is right.
@@ -70,8 +70,8 @@ fn deep_recursion_is_marked() {
         return;
     }
     let _alone = alone();
-    for python in pythons() {
-        let running = Running::start(&python, "deep.py", &[]);
+    on_each(|python| {
+        let running = Running::start(python, "deep.py", &[]);
         let stacks = stacks(&["-p", &running.pid(), "-d", "1"]);
         assert!(total(&stacks) > 100);
         for (frames, count) in &stacks {
@@ -81,7 +81,7 @@ fn deep_recursion_is_marked() {
             assert!(last.starts_with("spin ("), "{last}");
             assert!(dives.iter().all(|frame| frame.starts_with("dive (")));
         }
-    }
+    });
 }
 
 /// A thread without the GIL is seen, natively where asked for, and left out by `--gil`; threads are
@@ -92,9 +92,9 @@ fn threads_without_the_gil_are_told_apart() {
         return;
     }
     let _alone = alone();
-    for python in pythons() {
+    on_each(|python| {
         let name = python.name();
-        let running = Running::start(&python, "squeeze.py", &[]);
+        let running = Running::start(python, "squeeze.py", &[]);
         let pid = running.pid();
         let plain = stacks(&["-p", &pid, "-d", "1", "--threads", "--native"]);
         let all = total(&plain);
@@ -116,7 +116,7 @@ fn threads_without_the_gil_are_told_apart() {
             "{name}: {} of {all} held the GIL",
             total(&held)
         );
-    }
+    });
 }
 
 /// Children are sampled only where asked for: forks, and Python programs that are executed.
@@ -126,7 +126,7 @@ fn children_are_sampled_when_asked_for() {
         return;
     }
     let _alone = alone();
-    let Some(python) = pythons().pop() else {
+    let Some(python) = system() else {
         return;
     };
     for follow in [false, true] {
@@ -199,12 +199,12 @@ fn ends_with_its_target() {
         return;
     }
     let _alone = alone();
-    let Some(python) = pythons().pop() else {
+    let Some(python) = system() else {
         return;
     };
     let mut running = Running::start(&python, "mix.py", &["60"]);
     let recorder = Recorder::start(&["-p", &running.pid()]);
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(1));
     running.child.kill().unwrap();
     let (stacks, _) = recorder.finish();
     assert!(with(&stacks, "heavy") > 100, "{stacks:?}");
@@ -232,7 +232,7 @@ fn interrupt_writes_the_profile() {
     let mut stdout = BufReader::new(recorder.stdout.take().unwrap());
     stdout.read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(1));
     // As a terminal does it: to all of the foreground.
     let group = rustix::process::Pid::from_child(&recorder);
     rustix::process::kill_process_group(group, rustix::process::Signal::INT).unwrap();
@@ -259,7 +259,7 @@ fn agrees_with_py_spy() {
     };
     let _alone = alone();
     let seconds = long(6).to_string();
-    let python = Python::at(default_python().unwrap());
+    let python = Interpreter::at(default_python().unwrap());
     let running = Running::start(&python, "mix.py", &["600"]);
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("spy");

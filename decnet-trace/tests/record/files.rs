@@ -4,7 +4,7 @@ use std::{fs, io::Read as _, process::Command};
 
 use tempfile::TempDir;
 
-use super::support::{Running, alone, can_run, pythons, record};
+use super::support::{Running, alone, can_run, record, system};
 
 /// Every format is chosen by the file's name, written, and opens; with the names in it.
 #[test]
@@ -14,7 +14,7 @@ fn every_format_opens() {
     }
     let _alone = alone();
     // The last is the system's.
-    let Some(python) = pythons().pop() else {
+    let Some(python) = system() else {
         return;
     };
     let running = Running::start(&python, "mix.py", &["60"]);

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::support::{Running, alone, can_run, name, pythons, reported, said, total};
+use super::support::{Running, alone, can_run, name, on_each, reported, said, total};
 
 /// The names of a stack, outermost first.
 type Names = Vec<String>;
@@ -17,8 +17,8 @@ fn stacks_are_those_that_the_program_has() {
         return;
     }
     let _alone = alone();
-    for python in pythons() {
-        let mut running = Running::start(&python, "frames.py", &[]);
+    on_each(|python| {
+        let mut running = Running::start(python, "frames.py", &[]);
         let known: Vec<Vec<(String, u32)>> = serde_json::from_str(&running.line()).unwrap();
         assert!(known.len() >= 14, "{}", known.len());
         let mut lines: HashMap<Names, HashSet<Vec<u32>>> = HashMap::new();
@@ -60,5 +60,5 @@ fn stacks_are_those_that_the_program_has() {
         assert_eq!(seen.len(), lines.len(), "{}: {report}", python.name());
         let outside = said(&report, "outside Python");
         assert!(outside <= 1 + total(&stacks) / 1000, "{report}");
-    }
+    });
 }

@@ -6,6 +6,7 @@
 mod cpu;
 mod files;
 mod frames;
+mod interpreters;
 mod native;
 mod refused;
 mod support;

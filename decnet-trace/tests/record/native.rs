@@ -7,7 +7,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::support::{Running, alone, can_run, name, program, pythons, stacks, total};
+use super::support::{Running, alone, can_run, name, on_each, program, stacks, total};
 
 /// The native stacks of a C program are its chain of calls, whole, from `main` to the loop.
 #[test]
@@ -64,8 +64,8 @@ fn kernel_frames_stand_under_python() {
         return;
     }
     let _alone = alone();
-    for python in pythons() {
-        let running = Running::start(&python, "kernel.py", &[]);
+    on_each(|python| {
+        let running = Running::start(python, "kernel.py", &[]);
         let stacks = stacks(&["--kernel", "-p", &running.pid(), "-d", "1"]);
         let all = total(&stacks);
         let mut writes = 0;
@@ -95,5 +95,5 @@ fn kernel_frames_stand_under_python() {
             "{}: {writes} of {all}: {stacks:?}",
             python.name()
         );
-    }
+    });
 }

@@ -3,18 +3,20 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _},
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use decnet_trace::python::{Inspection, Inspector};
 
 use tempfile::TempDir;
 
-use super::support::{
-    AGENT, Running, alone, can_run, program, pyenv, record, reported, stacks, with,
-};
+use xtask::bed::interpreter::{self, Program};
+
+use super::support::{AGENT, Running, alone, can_run, program, record, reported, stacks, with};
+
+/// The user that owns nothing.
+const NOBODY: u32 = 65_534;
 
 /// What cannot be recorded is refused in one line, with its exit code, before anything is recorded.
 #[test]
@@ -25,24 +27,7 @@ fn refusals_are_one_line() {
     let _alone = alone();
     let mut sleep = Command::new("sleep").arg("600").spawn().unwrap();
     let native = sleep.id().to_string();
-    let mut old = Vec::new();
-    for series in ["2.7", "3.7"] {
-        match pyenv(series) {
-            None => println!("SKIPPED CPython {series}: none at hand"),
-            Some(python) => {
-                let code = "import time; time.sleep(600)";
-                old.push(
-                    Command::new(python.program)
-                        .args(["-c", code])
-                        .spawn()
-                        .unwrap(),
-                );
-            }
-        }
-    }
-    std::thread::sleep(Duration::from_millis(500));
-    let olds: Vec<String> = old.iter().map(|child| child.id().to_string()).collect();
-    let mut cases: Vec<(Vec<&str>, i32, &str)> = vec![
+    let cases: Vec<(Vec<&str>, i32, &str)> = vec![
         (vec!["-p", &native], 4, "is not a Python process; --native"),
         (vec!["-p", "4194304"], 4, "there is no process 4194304"),
         (
@@ -50,6 +35,7 @@ fn refusals_are_one_line() {
             2,
             "cannot write /nowhere/x.svg",
         ),
+        (vec!["-p", &native, "-o", "/"], 2, "cannot write /: is a"),
         (
             vec!["-d", "1", "--", "/no/such"],
             2,
@@ -66,9 +52,6 @@ fn refusals_are_one_line() {
             "name a file with --output",
         ),
     ];
-    for pid in &olds {
-        cases.push((vec!["-p", pid], 4, "is not supported (3.8 to 3.15 are)"));
-    }
     for (arguments, code, message) in cases {
         let folder = TempDir::new().unwrap();
         let output = Command::new(AGENT)
@@ -92,23 +75,88 @@ fn refusals_are_one_line() {
         output.status.success() && said.contains("no samples"),
         "{said}"
     );
-    // The privileges are what is missing, whatever the process is.
-    let unprivileged = Command::new(AGENT)
-        .args(["record", "-p", &native, "-o", "/dev/null"])
-        .uid(65_534)
-        .gid(65_534)
-        .output();
-    match unprivileged {
-        Err(error) => println!("SKIPPED: another user cannot run the program: {error}"),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(3), "{said}");
-            assert_eq!(said.lines().count(), 1, "{said}");
-        }
+    sleep.kill().unwrap();
+    sleep.wait().unwrap();
+}
+
+/// A Python that runs for long, of a version that is not read.
+fn start_old(series: &str) -> Option<Program> {
+    let code =
+        "import sys, time; sys.stdout.write('ready\\n'); sys.stdout.flush(); time.sleep(600)";
+    let started = interpreter::old(series).and_then(|python| {
+        let mut program = python.start(&["-c", code])?;
+        program.line()?;
+        Ok(program)
+    });
+    started
+        .inspect_err(|why| println!("SKIPPED: CPython {series}: {why:#}"))
+        .ok()
+}
+
+/// CPythons that are too old are refused by each verb that reads them, in one line that says which are not;
+/// `ps` lists them with that reason.
+#[test]
+fn old_pythons_are_refused() {
+    if !can_run() {
+        return;
     }
-    for child in old.iter_mut().chain([&mut sleep]) {
-        child.kill().unwrap();
-        child.wait().unwrap();
+    for series in ["2.7", "3.7"] {
+        let Some(program) = start_old(series) else {
+            continue;
+        };
+        let pid = program.pid().to_string();
+        let reason = |said: &str| {
+            said.contains(&format!("CPython {series}"))
+                && said.contains("is not supported (3.8 to 3.15 are)")
+        };
+        for arguments in [vec!["record", "-d", "1", "-o", "/dev/null"], vec!["dump"]] {
+            let output = Command::new(AGENT)
+                .args(&arguments)
+                .args(["-p", &pid])
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(4), "{arguments:?}: {said}");
+            assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
+            assert!(reason(&said), "{arguments:?}: {said}");
+            assert!(said.contains("--native"), "{arguments:?}: {said}");
+        }
+        let output = Command::new(AGENT).arg("ps").output().unwrap();
+        let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut lines = listed.lines();
+        let line = lines.find(|line| line.split_whitespace().next() == Some(&pid));
+        assert!(line.is_some_and(reason), "{listed}");
+    }
+}
+
+/// Without the privileges, nothing of another user's process is recorded or read: exit code 3, and one line.
+#[test]
+fn other_users_are_refused() {
+    if !can_run() {
+        return;
+    }
+    let Some(python) = interpreter::system() else {
+        println!("SKIPPED: there is no /usr/bin/python3");
+        return;
+    };
+    let running = Running::start(&python, "mix.py", &["60"]);
+    // Where this is built, others may not look.
+    let folder = TempDir::new().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let agent = folder.path().join("decnet-trace");
+    fs::copy(AGENT, &agent).unwrap();
+    for arguments in [vec!["record", "-o", "/dev/null"], vec!["dump"]] {
+        let output = Command::new(&agent)
+            .args(&arguments)
+            .args(["-p", &running.pid()])
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
+        assert!(said.contains("root"), "{arguments:?}: {said}");
     }
 }
 
@@ -155,8 +203,8 @@ fn corrupt_debug_offsets_are_refused() {
     if !can_run() {
         return;
     }
-    let Some(python) = pyenv("3.13") else {
-        println!("SKIPPED CPython 3.13: none at hand");
+    let Some(python) = interpreter::pyenv("3.13") else {
+        println!("SKIPPED: CPython 3.13: none at hand");
         return;
     };
     let _alone = alone();

@@ -2,19 +2,30 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    env,
     io::{BufRead as _, BufReader, Read as _},
+    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
-    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Output, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    process::{Child, ChildStderr, Command, Output, Stdio},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
 };
 
-use xtask::bed::venv::{Venv, default_python};
+use xtask::bed::{
+    interpreter::{self, Interpreter, Program},
+    venv::{Venv, default_python},
+};
 
 pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_decnet-trace");
 
 /// A prime, for many samples in a short time.
 pub(crate) const RATE: &str = "997";
+
+/// The most programs that are recorded at once, each by a recorder of its own.
+const MOST_AT_ONCE: usize = 4;
 
 /// Whether recording works here. Says why not.
 pub(crate) fn can_run() -> bool {
@@ -39,133 +50,63 @@ pub(crate) fn program(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// An interpreter.
-#[derive(Clone, Debug)]
-pub(crate) struct Python {
-    /// The program.
-    pub(crate) program: PathBuf,
-    /// The root folder that it runs in, where that is not this process's own.
-    root: Option<PathBuf>,
-}
-
-impl Python {
-    pub(crate) fn at(program: impl Into<PathBuf>) -> Self {
-        Self {
-            program: program.into(),
-            root: None,
+/// Does something on every CPython at hand, one for each CPU at a time.
+pub(crate) fn on_each(work: impl Fn(&Interpreter) + Sync) {
+    let pythons = interpreter::all();
+    let next = AtomicUsize::new(0);
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..cpus.min(MOST_AT_ONCE) {
+            scope.spawn(|| {
+                while let Some(python) = pythons.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(python);
+                }
+            });
         }
-    }
-
-    pub(crate) fn name(&self) -> String {
-        self.program.display().to_string()
-    }
+    });
 }
 
-/// pyenv's interpreter of a series.
-pub(crate) fn pyenv(series: &str) -> Option<Python> {
-    let versions = Path::new(&env::var_os("HOME")?).join(".pyenv/versions");
-    let prefix = format!("{series}.");
-    let found = fs::read_dir(versions)
-        .ok()?
-        .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))?;
-    Some(Python::at(
-        found.path().join("bin").join(format!("python{series}")),
-    ))
-}
-
-/// The interpreter of a series in the tree of Debian unstable, which `cargo xtask pylayout --debootstrap`
-/// makes.
-fn debian(series: &str) -> Option<Python> {
-    let root = xtask::pylayout::debian_tree().ok()?;
-    let program = format!("usr/bin/python{series}");
-    root.join(&program).exists().then(|| Python {
-        program: Path::new("/").join(program),
-        root: Some(root),
-    })
-}
-
-/// The interpreters at hand: pyenv's, Debian unstable's and the system's.
-pub(crate) fn pythons() -> Vec<Python> {
-    let mut all = Vec::new();
-    for minor in 8..=15 {
-        let series = format!("3.{minor}");
-        match pyenv(&series).or_else(|| debian(&series)) {
-            Some(python) => all.push(python),
-            None => println!("SKIPPED CPython {series}: none at hand"),
-        }
+/// The system's interpreter, which is Debian's where this is one.
+pub(crate) fn system() -> Option<Interpreter> {
+    let found = interpreter::system();
+    if found.is_none() {
+        println!("SKIPPED: there is no /usr/bin/python3");
     }
-    let system = Path::new("/usr/bin/python3");
-    if system.exists() {
-        all.push(Python::at(system));
-    }
-    all
+    found
 }
 
 /// A program at work. It is killed when this is dropped.
-pub(crate) struct Running {
-    pub(crate) child: Child,
-    pub(crate) stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-    /// A copy of the program in another root.
-    copy: Option<PathBuf>,
-}
+pub(crate) struct Running(Program);
 
 impl Running {
     /// Starts it, and waits until it says that it is ready.
-    pub(crate) fn start(python: &Python, name: &str, arguments: &[&str]) -> Self {
-        let (mut command, copy) = match &python.root {
-            None => {
-                let mut command = Command::new(&python.program);
-                command.arg(program(name));
-                (command, None)
-            }
-            // Another root has no path to the program.
-            Some(root) => {
-                let inner = Path::new("/tmp").join(format!("{}-{name}", std::process::id()));
-                let copy = root.join(inner.strip_prefix("/").unwrap());
-                fs::copy(program(name), &copy).unwrap();
-                let mut command = Command::new("chroot");
-                command.arg(root).arg(&python.program).arg(inner);
-                (command, Some(copy))
-            }
-        };
-        let mut child = command
-            .args(arguments)
-            .env("PYTHONIOENCODING", "utf-8")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut running = Self {
-            stdin: child.stdin.take().unwrap(),
-            stdout: BufReader::new(child.stdout.take().unwrap()),
-            child,
-            copy,
-        };
-        assert_eq!(running.line(), "ready");
+    pub(crate) fn start(python: &Interpreter, name: &str, arguments: &[&str]) -> Self {
+        let mut running = Self(python.run(&program(name), arguments).unwrap());
+        assert_eq!(running.line(), "ready", "{}", python.name());
         running
     }
 
     /// The next line that it prints.
     pub(crate) fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+        self.0.line().unwrap()
     }
 
     pub(crate) fn pid(&self) -> String {
-        self.child.id().to_string()
+        self.0.pid().to_string()
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if let Some(copy) = &self.copy {
-            let _ = fs::remove_file(copy);
-        }
+impl Deref for Running {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.0
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Program {
+        &mut self.0
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::support::{AGENT, Running, alone, can_run, pythons};
+use super::support::{AGENT, Running, alone, can_run, system};
 
 /// How long the screen may take to show something, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -82,7 +82,7 @@ fn top_shows_what_runs_and_leaves_the_terminal_as_it_was() {
         return;
     }
     let _alone = alone();
-    let Some(python) = pythons().pop() else {
+    let Some(python) = system() else {
         return;
     };
     let running = Running::start(&python, "mix.py", &["600"]);
@@ -139,6 +139,50 @@ fn top_shows_what_runs_and_leaves_the_terminal_as_it_was() {
     assert!(!screen.contains("heavy"), "{screen}");
 }
 
+/// Of two processes, each has a tab with its own figures alone, beside one for both.
+#[test]
+fn top_shows_single_processes() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    let Some(python) = system() else {
+        return;
+    };
+    let mix = Running::start(&python, "mix.py", &["600"]);
+    let deep = Running::start(&python, "deep.py", &[]);
+    let script = format!("exec {AGENT} top -p {},{}", mix.pid(), deep.pid());
+    let Some(terminal) = Terminal::start(&script) else {
+        println!("SKIPPED: no tmux at hand");
+        return;
+    };
+    let shows = |screen: &str, heavy: bool, spin: bool| {
+        screen.contains("heavy (") == heavy && screen.contains("spin (") == spin
+    };
+    let screen = terminal.wait("both", |screen| shows(screen, true, true));
+    let tabs = screen.lines().nth(1).unwrap();
+    assert!(tabs.starts_with(" all "), "{screen}");
+    for running in [&mix, &deep] {
+        assert!(tabs.contains(&format!(" {} ", running.pid())), "{screen}");
+    }
+    let mut pids = [(mix.child.id(), true), (deep.child.id(), false)];
+    pids.sort_unstable();
+    for (pid, is_mix) in pids {
+        terminal.press("Tab");
+        terminal.wait(&format!("process {pid}"), |screen| {
+            shows(screen, is_mix, !is_mix) && !screen.contains("outside Python")
+        });
+    }
+    terminal.press("Right");
+    terminal.wait("both again", |screen| shows(screen, true, true));
+    terminal.press("Left");
+    terminal.wait("the last", |screen| shows(screen, pids[1].1, !pids[1].1));
+    terminal.press("0");
+    terminal.wait("all", |screen| shows(screen, true, true));
+    terminal.press("?");
+    terminal.wait("help", |screen| screen.contains("Tab ← →  all processes"));
+}
+
 /// When the terminal goes away, so does what was shown on it: nothing goes on reading from there.
 #[test]
 fn top_ends_with_its_terminal() {
@@ -146,7 +190,7 @@ fn top_ends_with_its_terminal() {
         return;
     }
     let _alone = alone();
-    let Some(python) = pythons().pop() else {
+    let Some(python) = system() else {
         return;
     };
     let running = Running::start(&python, "mix.py", &["600"]);

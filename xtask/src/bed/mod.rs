@@ -3,6 +3,7 @@
 
 pub mod collector;
 pub mod http;
+pub mod interpreter;
 pub mod load;
 pub mod process;
 pub mod service;

@@ -1,17 +1,15 @@
-//! Kernels of distributions, by apt-get with a state of its own: the system's sources stay as they are, and
-//! packages are checked against their distributions' keys.
+//! Kernels of distributions, by apt-get with a state of its own.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    command::{logged, output, say},
+    apt::{Apt, DEBIAN_KEYS},
+    command::say,
     paths,
 };
 
@@ -59,12 +57,6 @@ const fn debian(name: &'static str, kernel: &'static str) -> Suite {
         keyring: Keyring::Debian,
     }
 }
-
-/// Debian's keys, in every Debian.
-const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// Time for lists and packages.
-const LIMIT: Duration = Duration::from_secs(900);
 
 /// The image of a kernel of that version, like `6.1`; fetched once a machine.
 ///
@@ -172,80 +164,6 @@ fn ubuntu_keys(cache: &Path) -> Result<PathBuf> {
         );
     }
     Ok(keys)
-}
-
-/// An apt-get that knows one release alone, and keeps all it has in a folder.
-struct Apt {
-    options: Vec<String>,
-    state: PathBuf,
-}
-
-impl Apt {
-    fn new(state: &Path, mirror: &str, suite: &str, keys: &Path) -> Result<Self> {
-        if !Path::new("/usr/bin/apt-get").exists() {
-            bail!("there is no apt-get: kernels are fetched on Debian and Ubuntu alone");
-        }
-        let list = state.join("sources.list");
-        let line = format!("deb [signed-by={}] {mirror} {suite} main\n", keys.display());
-        fs::write(&list, line).with_context(|| format!("cannot write {}", list.display()))?;
-        for folder in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(state.join(folder))?;
-        }
-        let at = |name: &str| state.join(name).display().to_string();
-        let options = [
-            format!("Dir::Etc::SourceList={}", at("sources.list")),
-            "Dir::Etc::SourceParts=/dev/null".to_owned(),
-            format!("Dir::State::Lists={}", at("lists")),
-            format!("Dir::Cache={}", at("cache")),
-            // The folders are this user's own.
-            "APT::Sandbox::User=".to_owned(),
-            "APT::Architecture=amd64".to_owned(),
-            "Acquire::Languages=none".to_owned(),
-            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
-        ];
-        let options = options
-            .into_iter()
-            .flat_map(|option| ["-o".to_owned(), option])
-            .collect();
-        let apt = Self {
-            options,
-            state: state.to_owned(),
-        };
-        apt.logged("apt-get", &["update"], &apt.state)?;
-        Ok(apt)
-    }
-
-    fn search(&self, pattern: &str) -> Result<String> {
-        let mut search = Command::new("apt-cache");
-        output(
-            search
-                .args(&self.options)
-                .args(["search", "--names-only", pattern]),
-        )
-    }
-
-    /// Downloads a package, and unpacks it without installing it.
-    fn unpack(&self, package: &str, to: &Path) -> Result<()> {
-        let folder = self.state.join("packages");
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder)?;
-        self.logged("apt-get", &["download", package], &folder)?;
-        let archive = fs::read_dir(&folder)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .with_context(|| format!("{package} was not downloaded"))?;
-        let mut unpack = Command::new("dpkg-deb");
-        unpack.arg("--extract").arg(&archive).arg(to);
-        logged(&mut unpack, &self.state.join("unpack.log"), LIMIT)?;
-        let _ = fs::remove_dir_all(&folder);
-        Ok(())
-    }
-
-    fn logged(&self, program: &str, args: &[&str], folder: &Path) -> Result<()> {
-        let mut command = Command::new(program);
-        command.args(args).args(&self.options).current_dir(folder);
-        logged(&mut command, &self.state.join("apt.log"), LIMIT)
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `decnet-trace top`: shows, second by second, which functions are on the CPU.
 
+mod figures;
 mod screen;
 mod view;
 

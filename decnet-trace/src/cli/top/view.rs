@@ -1,46 +1,17 @@
 //! What is shown, and what keys do to it; no terminal yet.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
-use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::figures::{Figures, Group, Numbers};
 use crate::{
     pipeline::Tally,
-    profile::{
-        Profile, Sample,
-        label::{self, Style},
-    },
+    profile::{Process, Profile},
 };
 
-/// The most rows of one grouping; what is beyond counts as one.
-const ROWS_MAX: usize = 10_000;
-
-/// The row of what is beyond.
-const OTHERS: &str = "[others]";
-
-/// What a row stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Group {
-    /// A function.
-    Function,
-    /// A line.
-    Line,
-    /// A thread.
-    Thread,
-}
-
-impl Group {
-    const ALL: [Self; 3] = [Self::Function, Self::Line, Self::Thread];
-
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Function => "function",
-            Self::Line => "line",
-            Self::Thread => "thread",
-        }
-    }
-}
+/// The most processes that have figures of their own; those seen last are kept.
+const PROCESSES_MAX: usize = 64;
 
 /// What rows are ordered by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,15 +24,6 @@ pub(super) enum Sort {
     Own,
     /// Samples with it on the stack since the start.
     Total,
-}
-
-/// A row's samples.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Numbers {
-    pub(super) own_now: u64,
-    pub(super) total_now: u64,
-    pub(super) own: u64,
-    pub(super) total: u64,
 }
 
 /// What a key did.
@@ -80,17 +42,33 @@ pub(super) struct View {
     pub(super) is_paused: bool,
     pub(super) has_help: bool,
     pub(super) first_row: usize,
-    /// Samples of the last interval that the rows are shares of, and since the start.
-    pub(super) samples_now: u64,
-    pub(super) samples: u64,
     /// The last interval's length, and the time since the start; without pauses.
     pub(super) interval: Duration,
     pub(super) time: Duration,
     /// Of the last interval.
     pub(super) tally_now: Tally,
     tally: Tally,
-    /// By group.
-    rows: [FxHashMap<String, Numbers>; 3],
+    all: Figures,
+    /// By id.
+    processes: BTreeMap<u32, One>,
+    /// The one that is shown; `None` for all.
+    shown: Option<u32>,
+    intervals: u64,
+}
+
+/// A process.
+struct One {
+    process: Arc<Process>,
+    figures: Figures,
+    /// The interval in which it was last seen.
+    seen: u64,
+}
+
+/// The figures of one process, or of all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tab {
+    pub(super) name: String,
+    pub(super) is_shown: bool,
 }
 
 impl View {
@@ -103,13 +81,14 @@ impl View {
             is_paused: false,
             has_help: false,
             first_row: 0,
-            samples_now: 0,
-            samples: 0,
             interval: Duration::ZERO,
             time: Duration::ZERO,
             tally_now: Tally::default(),
             tally: Tally::default(),
-            rows: Default::default(),
+            all: Figures::default(),
+            processes: BTreeMap::new(),
+            shown: None,
+            intervals: 0,
         }
     }
 
@@ -128,21 +107,87 @@ impl View {
         };
         self.interval = profile.meta.duration;
         self.time += profile.meta.duration;
-        self.samples_now = profile.total();
-        self.samples += self.samples_now;
-        for (rows, group) in self.rows.iter_mut().zip(Group::ALL) {
-            for numbers in rows.values_mut() {
-                (numbers.own_now, numbers.total_now) = (0, 0);
-            }
-            for sample in &profile.samples {
-                count(rows, group, sample);
-            }
+        self.intervals += 1;
+        self.all.next();
+        self.processes
+            .values_mut()
+            .for_each(|one| one.figures.next());
+        for sample in &profile.samples {
+            self.all.add(sample);
+            let now = self.intervals;
+            let one = self.one(&sample.process);
+            one.seen = now;
+            one.figures.add(sample);
         }
+    }
+
+    /// A process's own figures.
+    fn one(&mut self, process: &Arc<Process>) -> &mut One {
+        let is_new = !self.processes.contains_key(&process.tgid);
+        if is_new && self.processes.len() >= PROCESSES_MAX {
+            let oldest = self
+                .processes
+                .iter()
+                .filter(|(tgid, _)| Some(**tgid) != self.shown)
+                .min_by_key(|(_, one)| one.seen)
+                .map(|(tgid, _)| *tgid);
+            oldest.and_then(|tgid| self.processes.remove(&tgid));
+        }
+        self.processes.entry(process.tgid).or_insert_with(|| One {
+            process: process.clone(),
+            figures: Figures::default(),
+            seen: 0,
+        })
+    }
+
+    /// The figures that are shown.
+    pub(super) fn figures(&self) -> &Figures {
+        self.shown
+            .and_then(|tgid| self.processes.get(&tgid))
+            .map_or(&self.all, |one| &one.figures)
+    }
+
+    /// Whether one process of several is shown.
+    pub(super) const fn is_of_one(&self) -> bool {
+        self.shown.is_some()
+    }
+
+    /// What can be shown; nothing where there is no choice.
+    pub(super) fn tabs(&self) -> Vec<Tab> {
+        if self.processes.len() < 2 {
+            return Vec::new();
+        }
+        let all = Tab {
+            name: "all".into(),
+            is_shown: self.shown.is_none(),
+        };
+        let each = self.processes.iter().map(|(tgid, one)| Tab {
+            name: format!("{tgid} {}", one.process.command),
+            is_shown: self.shown == Some(*tgid),
+        });
+        [all].into_iter().chain(each).collect()
+    }
+
+    /// Goes to the next tab or the one before, round the ends.
+    fn turn(&mut self, forwards: bool) {
+        if self.processes.len() < 2 {
+            return;
+        }
+        let tabs: Vec<Option<u32>> = [None]
+            .into_iter()
+            .chain(self.processes.keys().copied().map(Some))
+            .collect();
+        let at = tabs.iter().position(|tab| *tab == self.shown).unwrap_or(0);
+        let step = if forwards { 1 } else { tabs.len() - 1 };
+        self.shown = tabs[(at + step) % tabs.len()];
+        self.first_row = 0;
     }
 
     /// The rows of the group, in their order.
     pub(super) fn rows(&self) -> Vec<(&str, Numbers)> {
-        let mut rows: Vec<_> = self.rows[self.group as usize]
+        let mut rows: Vec<_> = self
+            .figures()
+            .rows(self.group)
             .iter()
             .map(|(name, numbers)| (name.as_str(), *numbers))
             .collect();
@@ -179,7 +224,6 @@ impl View {
     /// Does what a key says.
     pub(super) fn key(&mut self, key: KeyEvent) -> Reaction {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
-        let count = self.rows[self.group as usize].len();
         match key.code {
             KeyCode::Char('c') if control => return Reaction::End,
             KeyCode::Esc if self.has_help => self.has_help = false,
@@ -190,6 +234,9 @@ impl View {
             KeyCode::Char('1') => self.show(Group::Function),
             KeyCode::Char('2') => self.show(Group::Line),
             KeyCode::Char('3') => self.show(Group::Thread),
+            KeyCode::Tab | KeyCode::Right => self.turn(true),
+            KeyCode::BackTab | KeyCode::Left => self.turn(false),
+            KeyCode::Char('0') => (self.shown, self.first_row) = (None, 0),
             KeyCode::Char('o') => self.sort = Sort::OwnNow,
             KeyCode::Char('t') => self.sort = Sort::TotalNow,
             KeyCode::Char('O') => self.sort = Sort::Own,
@@ -201,6 +248,7 @@ impl View {
             KeyCode::Home => self.first_row = 0,
             _ => {}
         }
+        let count = self.figures().rows(self.group).len();
         self.first_row = self.first_row.min(count.saturating_sub(1));
         Reaction::None
     }
@@ -212,46 +260,10 @@ impl View {
 
     /// Forgets all figures.
     fn reset(&mut self) {
-        self.rows = Default::default();
-        (self.samples_now, self.samples) = (0, 0);
+        self.all = Figures::default();
+        self.processes.clear();
+        self.shown = None;
         self.time = Duration::ZERO;
-    }
-}
-
-/// Counts a stack in the rows that it belongs to.
-fn count(rows: &mut FxHashMap<String, Numbers>, group: Group, sample: &Sample) {
-    let style = Style {
-        by_function: group == Group::Function,
-        ..Style::default()
-    };
-    let mut names = Vec::new();
-    if group == Group::Thread {
-        let mut name = format!("{} ", sample.process.tgid);
-        label::write_thread(sample, &mut name);
-        names.push(name);
-    } else {
-        names.extend(sample.stack.iter().map(|frame| {
-            let mut name = String::new();
-            label::write_frame(frame, &style, &mut name);
-            name
-        }));
-    }
-    let mut seen = FxHashSet::default();
-    let own = names.len().saturating_sub(1);
-    for (at, name) in names.iter().enumerate() {
-        let known = rows.len() < ROWS_MAX || rows.contains_key(name);
-        let numbers = rows
-            .entry(if known { name } else { OTHERS }.to_owned())
-            .or_default();
-        // Once per sample, however often it calls itself.
-        if seen.insert(if known { name } else { OTHERS }) {
-            numbers.total_now += sample.count;
-            numbers.total += sample.count;
-        }
-        if at == own {
-            numbers.own_now += sample.count;
-            numbers.own += sample.count;
-        }
     }
 }
 
@@ -283,7 +295,11 @@ mod tests {
         view.add(&profile, tally(38));
         view.add(&profile, tally(80));
         assert_eq!(view.tally_now.samples, 42);
-        assert_eq!((view.samples_now, view.samples), (38, 76));
+        assert_eq!((view.all.samples_now, view.all.samples), (38, 76));
+        // There is one process: nothing to choose from.
+        assert_eq!(view.tabs(), []);
+        view.key(KeyEvent::new(KeyCode::Tab, KeyModifiers::NONE));
+        assert!(!view.is_of_one());
         let (name, first) = names(&view)[0];
         assert!(name.starts_with("deflate"), "{name}");
         let expected = Numbers {
@@ -295,7 +311,7 @@ mod tests {
         assert_eq!(first, expected);
         press(&mut view, " ");
         view.add(&profile, tally(100));
-        assert_eq!(view.samples, 76);
+        assert_eq!(view.all.samples, 76);
         press(&mut view, " ");
         let mut empty = profile;
         empty.samples.clear();
@@ -332,19 +348,70 @@ mod tests {
         assert_eq!(view.key(escape), Reaction::End);
     }
 
-    /// However many names there are, the rows stay bounded, and no sample gets lost.
-    #[test]
-    fn rows_are_bounded() {
-        let profile = fixture::busy();
-        let mut view = View::new("x".into(), 10);
-        for rows in &mut view.rows {
-            for i in 0..ROWS_MAX {
-                rows.insert(i.to_string(), Numbers::default());
-            }
+    /// The profile with another process.
+    fn of(tgid: u32) -> Profile {
+        let mut profile = fixture::busy();
+        for sample in &mut profile.samples {
+            sample.process = Arc::new(Process {
+                tgid,
+                command: format!("python {tgid}.py").into(),
+            });
         }
-        view.add(&profile, Tally::default());
-        let rows = names(&view);
-        assert_eq!(rows.len(), ROWS_MAX + 1);
-        assert_eq!((rows[0].0, rows[0].1.own), (OTHERS, profile.total()));
+        profile
+    }
+
+    /// Several processes have a tab each, in the order of their ids, behind the one for all; its figures are
+    /// its own, and stay when it is idle.
+    #[test]
+    fn processes_have_tabs() {
+        let mut view = View::new("x".into(), 10);
+        for tgid in [9, 5, 9] {
+            view.add(&of(tgid), Tally::default());
+        }
+        let names = |view: &View| -> Vec<(String, bool)> {
+            let tabs = view.tabs().into_iter();
+            tabs.map(|tab| (tab.name, tab.is_shown)).collect()
+        };
+        let expected = |shown: usize| -> Vec<(String, bool)> {
+            let names = ["all", "5 python 5.py", "9 python 9.py"];
+            let numbered = names.iter().enumerate();
+            numbered
+                .map(|(at, name)| ((*name).to_owned(), at == shown))
+                .collect()
+        };
+        assert_eq!(names(&view), expected(0));
+        let mut at = |code, shown, samples| {
+            view.key(KeyEvent::new(code, KeyModifiers::NONE));
+            assert_eq!(names(&view), expected(shown), "{code:?}");
+            let figures = view.figures();
+            assert_eq!((figures.samples_now, figures.samples), samples, "{code:?}");
+        };
+        at(KeyCode::Tab, 1, (0, 38));
+        at(KeyCode::Right, 2, (38, 76));
+        at(KeyCode::Right, 0, (38, 114));
+        at(KeyCode::Left, 2, (38, 76));
+        at(KeyCode::BackTab, 1, (0, 38));
+        at(KeyCode::Char('0'), 0, (38, 114));
+        press(&mut view, "r");
+        assert_eq!(view.tabs(), []);
+    }
+
+    /// However many processes come and go, those with figures of their own are bounded, and the one that is
+    /// shown stays.
+    #[test]
+    fn processes_are_bounded() {
+        let mut view = View::new("x".into(), 10);
+        for tgid in 1..=2 {
+            view.add(&of(tgid), Tally::default());
+        }
+        view.key(KeyEvent::new(KeyCode::Tab, KeyModifiers::NONE));
+        for tgid in 3..200 {
+            view.add(&of(tgid), Tally::default());
+        }
+        let tabs = view.tabs();
+        assert_eq!(tabs.len(), PROCESSES_MAX + 1);
+        assert!(tabs[1].is_shown && tabs[1].name.starts_with("1 "));
+        assert!(tabs.iter().any(|tab| tab.name.starts_with("199 ")));
+        assert_eq!(view.all.samples, 38 * 199);
     }
 }
