@@ -226,6 +226,15 @@ async def many(rid: str):
     await asyncio.create_task(call("many", rid, 1))
 
 
+@app.get("/storm/{rid}")
+async def storm(rid: str):
+    """Thousands of contexts that end at once, and pass their addresses on."""
+    for n in range(2):
+        for _ in range(1_000):
+            contextvars.copy_context().run(int)
+        await asyncio.create_task(call("storm", rid, n))
+
+
 @app.get("/slow/{rid}")
 async def slow(rid: str):
     """For clients that do not wait for the answer."""

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     bpf::load::LoadOptions,
     config::{Flag, Loaded, Loader, Settings},
+    correlate::identity::IDENTITIES_MAX,
     discover::Selector,
     error::{Error, Exit, Result},
     export::{ExportConfig, SummaryConfig},
@@ -127,6 +128,10 @@ pub(super) struct RunArgs {
     /// Never follow work through queues: calls of threads that take it there stay without parents.
     #[arg(long, hide = true)]
     no_queues: bool,
+
+    /// Remember at most so many contexts: tests see what is forgotten that way.
+    #[arg(long, hide = true, value_name = "N", default_value_t = IDENTITIES_MAX)]
+    identities_max: usize,
 }
 
 impl RunArgs {
@@ -390,6 +395,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
         learn_routes: settings.routes.learn,
         lineage: args.lineage(),
         queues: !args.no_queues,
+        identities_max: args.identities_max,
         policy: settings.policy(&mut warnings)?,
         export: ExportConfig {
             otlp,

@@ -140,6 +140,7 @@ impl SamplingArgs {
             learn_routes: false,
             lineage: Lineage::Off,
             queues: false,
+            identities_max: 1,
             policy: PolicyConfig::default(),
             sampling: SamplingConfig::default(),
             metrics: None,

@@ -23,13 +23,10 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-use super::identity::{Identities, Identity, Origin};
+use super::identity::{CLIMB_MAX, Identities, Identity, Origin};
 
 /// A request that a traced process served, as its span is numbered.
 pub type RequestId = u64;
-
-/// How many ancestors are climbed.
-const CLIMB_MAX: usize = 64;
 
 /// How many requests of a process are remembered, the youngest ones.
 const REQUESTS_MAX: usize = 1 << 14;
@@ -212,7 +209,7 @@ impl<T> Attribution<T> {
     }
 
     /// Hands out every call for which nothing more can turn up, with the request that caused it if that
-    /// is certain. `oldest_open` is the time of the oldest request of a process that is not over; `now`
+    /// is certain; one whose thread is looked at still waits for that. `oldest_open` is the time of the oldest request of a process that is not over; `now`
     /// is the time up to which all events have been seen.
     pub fn decide(
         &mut self,
@@ -229,7 +226,7 @@ impl<T> Attribution<T> {
             let patience = now.saturating_sub(WAIT_MAX);
             let mut rest = VecDeque::with_capacity(process.waiting.len());
             for call in process.waiting.drain(..) {
-                let certain = call.at < oldest;
+                let certain = call.at < oldest && !identities.is_unjudged(call.identity, now);
                 if certain || call.at < patience {
                     let owner = certain
                         .then(|| owner(&process.owners, &process.unanswered, identities, &call))
@@ -286,7 +283,7 @@ impl<T> Process<T> {
         match node.origin {
             Origin::Seen if node.since > request.start => Some((request.responder, Right::Seen)),
             Origin::Copied | Origin::Seen => Some((request.responder, Right::Shared)),
-            Origin::Turn | Origin::Unsure => None,
+            Origin::Turn | Origin::Unjudged | Origin::Unsure => None,
         }
     }
 

@@ -45,6 +45,9 @@ pub enum Origin {
     Copied,
     /// A thread that began to serve a request, and nothing beside it, at that time.
     Turn,
+    /// Work that a thread took out of a queue, at that time: it is being found out whether the thread runs it
+    /// before it takes the next.
+    Unjudged,
     /// Seen first at that time; it may be older. From then on it is one and the same.
     Seen,
     /// The same, but its process is not watched closely enough to tell when its address passes on to
@@ -66,6 +69,12 @@ pub struct Node {
 /// The most identities that are remembered; the oldest are forgotten first, and what they did
 /// afterwards has no owner.
 pub const IDENTITIES_MAX: usize = 1 << 18;
+
+/// How many ancestors are climbed.
+pub(super) const CLIMB_MAX: usize = 64;
+
+/// How long to wait until it is known what a function is, in nanoseconds.
+const VERDICT_MAX: u64 = 5_000_000_000;
 
 /// The most live contexts of a process that are remembered.
 const CONTEXTS_MAX: usize = 1 << 17;
@@ -146,10 +155,21 @@ impl Identities {
                 self.process(tgid).threads.put(step.object, work);
             }
             Some(LineageWhat::Taken) => {
-                let process = self.process(tgid);
-                let is_new = process.threads.took(tid, step.object, step.caller);
-                if is_new && self.callers.len() < CALLERS_MAX {
+                let took = self
+                    .process(tgid)
+                    .threads
+                    .took(tid, step.object, step.caller);
+                if took.is_new && self.callers.len() < CALLERS_MAX {
                     self.callers.push((tgid, step.caller));
+                }
+                if let Some(who) = took.who {
+                    let meanwhile = self.add(Node {
+                        parent: Identity::UNKNOWN,
+                        since: ts,
+                        origin: Origin::Unjudged,
+                    });
+                    let threads = &mut self.process(tgid).threads;
+                    threads.await_verdict(tid, step.caller, meanwhile, who);
                 }
             }
             None => {}
@@ -163,10 +183,27 @@ impl Identities {
     }
 
     /// Whether a function that takes objects out of a queue is a loop that runs each before it takes the
-    /// next.
+    /// next. What was done meanwhile for what it took is done for who put that in, if it is.
     pub fn set_loop(&mut self, tgid: u32, caller: u64, is_loop: bool) {
-        if let Some(process) = self.processes.get_mut(&tgid) {
-            process.threads.set_loop(caller, is_loop);
+        let Some(process) = self.processes.get_mut(&tgid) else {
+            return;
+        };
+        let judged = process.threads.set_loop(caller, is_loop);
+        for unjudged in judged {
+            let slot = self.slot(unjudged.meanwhile);
+            let Some((_, node)) = self
+                .nodes
+                .get_mut(slot)
+                .filter(|(holder, _)| *holder == unjudged.meanwhile)
+            else {
+                continue;
+            };
+            if is_loop {
+                node.parent = unjudged.who;
+                node.origin = Origin::Copied;
+            } else {
+                node.origin = Origin::Seen;
+            }
         }
     }
 
@@ -271,7 +308,22 @@ impl Identities {
     /// known.
     pub fn is_rootless(&self, identity: Identity) -> bool {
         self.node(identity)
-            .is_none_or(|node| matches!(node.origin, Origin::Seen | Origin::Unsure))
+            .is_none_or(|node| !matches!(node.origin, Origin::Copied | Origin::Turn))
+    }
+
+    /// Whether it is being found out whose work someone does, or an ancestor: at `now`, soon.
+    pub fn is_unjudged(&self, identity: Identity, now: u64) -> bool {
+        let mut next = identity;
+        for _ in 0..CLIMB_MAX {
+            let Some(node) = self.node(next) else {
+                return false;
+            };
+            if node.origin == Origin::Unjudged {
+                return now.saturating_sub(node.since) < VERDICT_MAX;
+            }
+            next = node.parent;
+        }
+        false
     }
 
     /// What is known of an identity, if it has not been forgotten.

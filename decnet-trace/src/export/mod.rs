@@ -25,6 +25,7 @@ pub mod prometheus;
 mod queue;
 pub mod store;
 pub mod summary;
+mod table;
 
 pub use otlp::OtlpConfig;
 use otlp::Stop;

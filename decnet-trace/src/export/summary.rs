@@ -1,11 +1,14 @@
 //! The summary: requests by service and route, and the slowest of them.
 
-use std::fmt::Write as _;
+use std::{collections::VecDeque, fmt::Write as _};
 
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use super::histogram::Histogram;
+use super::{
+    histogram::Histogram,
+    table::{Align, Table, TableRow},
+};
 use crate::span::{Span, SpanKind, Status, Value};
 
 /// What is summed up.
@@ -37,12 +40,18 @@ const WIDTH_MAX: usize = 60;
 pub struct Summary {
     config: SummaryConfig,
     /// By service, then by span name.
-    served: FxHashMap<Box<str>, FxHashMap<Box<str>, Row>>,
-    called: FxHashMap<Box<str>, FxHashMap<Box<str>, Row>>,
-    others: Row,
-    rows: usize,
+    served: FxHashMap<Box<str>, FxHashMap<Box<str>, usize>>,
+    called: FxHashMap<Box<str>, FxHashMap<Box<str>, usize>>,
+    /// The first is that of all others.
+    rows: Vec<Row>,
+    /// The rows of the requests that came last, for the statements that are theirs.
+    requests: FxHashMap<[u8; 8], usize>,
+    order: VecDeque<[u8; 8]>,
     slowest: Vec<Slow>,
 }
+
+/// How many requests are remembered for their statements, which come soon after them.
+const REQUESTS_MAX: usize = 1 << 14;
 
 #[derive(Clone, Debug, Default)]
 struct Row {
@@ -50,6 +59,9 @@ struct Row {
     /// Nanoseconds.
     total: u128,
     durations: Histogram,
+    /// Statements of databases that the requests executed, and their nanoseconds.
+    statements: u64,
+    statements_total: u128,
 }
 
 impl Row {
@@ -102,6 +114,10 @@ pub struct Line {
     pub p99: f64,
     /// The longest, in seconds.
     pub max: f64,
+    /// Statements of databases that these requests executed.
+    pub db_statements: u64,
+    /// The time of all these statements together, in seconds.
+    pub db_total: f64,
 }
 
 #[derive(Serialize)]
@@ -117,8 +133,9 @@ impl Summary {
             config,
             served: FxHashMap::default(),
             called: FxHashMap::default(),
-            others: Row::default(),
-            rows: 0,
+            rows: vec![Row::default()],
+            requests: FxHashMap::default(),
+            order: VecDeque::new(),
             slowest: Vec::new(),
         }
     }
@@ -126,38 +143,62 @@ impl Summary {
     /// Adds a span.
     pub fn add(&mut self, span: &Span) {
         let duration = span.end.saturating_sub(span.start);
-        self.row(span).add(span, duration);
-        if span.kind == SpanKind::Server {
-            self.keep_slow(span, duration);
+        let row = self.row(span);
+        self.rows[row].add(span, duration);
+        match span.kind {
+            SpanKind::Server => {
+                self.keep_slow(span, duration);
+                self.remember(span.span_id, row);
+            }
+            SpanKind::Client => {
+                let is_statement = |(name, _): &(&str, Value)| *name == "db.system.name";
+                if let Some(&row) = self.requests.get(&span.parent_id)
+                    && span.attributes.iter().any(is_statement)
+                {
+                    self.rows[row].statements += 1;
+                    self.rows[row].statements_total += u128::from(duration);
+                }
+            }
+        }
+    }
+
+    /// Keeps in mind which row a request went to.
+    fn remember(&mut self, span: [u8; 8], row: usize) {
+        if self.requests.insert(span, row).is_none() {
+            self.order.push_back(span);
+        }
+        if self.order.len() > REQUESTS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.requests.remove(&oldest);
         }
     }
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.rows == 0 && self.others.durations.count() == 0
+        self.rows.len() == 1 && self.rows[0].durations.count() == 0
     }
 
-    fn row(&mut self, span: &Span) -> &mut Row {
+    /// The row of a span.
+    fn row(&mut self, span: &Span) -> usize {
         let side = match span.kind {
             SpanKind::Server => &mut self.served,
             SpanKind::Client => &mut self.called,
         };
         let service = span.resource.service_name.as_str();
-        let is_known = side
-            .get(service)
-            .is_some_and(|rows| rows.contains_key(&*span.name));
-        if !is_known {
-            if self.rows >= self.config.rows_max {
-                return &mut self.others;
-            }
-            self.rows += 1;
-            side.entry(service.into())
-                .or_default()
-                .insert((*span.name).into(), Row::default());
+        let known = side.get(service).and_then(|rows| rows.get(&*span.name));
+        if let Some(&row) = known {
+            return row;
         }
-        side.get_mut(service)
-            .and_then(|rows| rows.get_mut(&*span.name))
-            .unwrap_or(&mut self.others)
+        let row = self.rows.len();
+        if row > self.config.rows_max {
+            return 0;
+        }
+        self.rows.push(Row::default());
+        side.entry(service.into())
+            .or_default()
+            .insert((*span.name).into(), row);
+        row
     }
 
     fn keep_slow(&mut self, span: &Span, duration: u64) {
@@ -196,7 +237,7 @@ impl Summary {
             .flat_map(|(kind, side)| {
                 side.iter().flat_map(move |(service, rows)| {
                     rows.iter()
-                        .map(move |(name, row)| line(service, name, kind, row))
+                        .map(move |(name, &row)| line(service, name, kind, &self.rows[row]))
                 })
             })
             .collect();
@@ -207,8 +248,8 @@ impl Summary {
                 .unwrap_or(std::cmp::Ordering::Equal)
                 .then_with(|| (&a.service, &a.name).cmp(&(&b.service, &b.name)))
         });
-        if self.others.durations.count() > 0 {
-            lines.push(line("", OTHERS, "", &self.others));
+        if self.rows[0].durations.count() > 0 {
+            lines.push(line("", OTHERS, "", &self.rows[0]));
         }
         lines
     }
@@ -228,10 +269,11 @@ impl Summary {
         serde_json::to_string(&document).unwrap_or_default()
     }
 
-    /// The table: at most `rows` rows, and the slowest requests under it. With `colour`, for a terminal.
+    /// The table: at most `rows` rows, and the slowest requests under it. With `colour`, for a terminal. Where
+    /// requests executed statements, it says how many each did on average, and how long they took together.
     pub fn table(&self, rows: usize, colour: bool) -> String {
         let lines = self.lines();
-        let mut table = Table::new(&[
+        let mut columns = vec![
             ("SERVICE", Align::Left),
             ("REQUEST", Align::Left),
             ("COUNT", Align::Right),
@@ -240,21 +282,34 @@ impl Summary {
             ("P95", Align::Right),
             ("P99", Align::Right),
             ("MAX", Align::Right),
-        ]);
+        ];
+        let with_statements = lines.iter().any(|line| line.db_statements > 0);
+        if with_statements {
+            columns.extend([("DB/REQ", Align::Right), ("DB TIME", Align::Right)]);
+        }
+        let mut table = Table::new(&columns);
         for line in lines.iter().take(rows) {
             let arrow = if line.kind == "client" { "→ " } else { "" };
+            let mut cells = vec![
+                shown(&line.service),
+                shown(&format!("{arrow}{}", line.name)),
+                line.count.to_string(),
+                line.errors.to_string(),
+                time(line.p50),
+                time(line.p95),
+                time(line.p99),
+                time(line.max),
+            ];
+            if with_statements && line.db_statements > 0 {
+                let requests = line.count.max(1) as f64;
+                cells.push(format!("{:.1}", line.db_statements as f64 / requests));
+                cells.push(time(line.db_total / requests));
+            } else if with_statements {
+                cells.extend(["".to_owned(), "".to_owned()]);
+            }
             table.rows.push(TableRow {
                 is_bad: line.errors > 0,
-                cells: vec![
-                    shown(&line.service),
-                    shown(&format!("{arrow}{}", line.name)),
-                    line.count.to_string(),
-                    line.errors.to_string(),
-                    time(line.p50),
-                    time(line.p95),
-                    time(line.p99),
-                    time(line.max),
-                ],
+                cells,
             });
         }
         let mut out = table.render(colour);
@@ -303,6 +358,8 @@ fn line(service: &str, name: &str, kind: &'static str, row: &Row) -> Line {
         p95: quantile(0.95),
         p99: quantile(0.99),
         max: row.durations.max() as f64 / 1e9,
+        db_statements: row.statements,
+        db_total: row.statements_total as f64 / 1e9,
     }
 }
 
@@ -333,66 +390,6 @@ fn time(seconds: f64) -> String {
         _ => 0,
     };
     format!("{value:.digits$} {unit}")
-}
-
-#[derive(Clone, Copy)]
-enum Align {
-    Left,
-    Right,
-}
-
-struct Table {
-    columns: Vec<(&'static str, Align)>,
-    rows: Vec<TableRow>,
-}
-
-struct TableRow {
-    is_bad: bool,
-    cells: Vec<String>,
-}
-
-impl Table {
-    fn new(columns: &[(&'static str, Align)]) -> Self {
-        Self {
-            columns: columns.to_vec(),
-            rows: Vec::new(),
-        }
-    }
-
-    fn render(&self, colour: bool) -> String {
-        let width = |column: usize| {
-            let cells = self
-                .rows
-                .iter()
-                .map(|row| row.cells[column].chars().count());
-            cells.max().unwrap_or(0).max(self.columns[column].0.len())
-        };
-        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
-        let mut out = String::new();
-        let mut write = |cells: &mut dyn Iterator<Item = &str>, style: &str| {
-            let mut text = String::new();
-            for ((cell, (_, align)), width) in cells.zip(&self.columns).zip(&widths) {
-                if !text.is_empty() {
-                    text.push_str("  ");
-                }
-                let _ = match align {
-                    Align::Left => write!(text, "{cell:<width$}"),
-                    Align::Right => write!(text, "{cell:>width$}"),
-                };
-            }
-            let text = text.trim_end();
-            let _ = match (colour, style) {
-                (true, style) if !style.is_empty() => writeln!(out, "{style}{text}\x1b[0m"),
-                _ => writeln!(out, "{text}"),
-            };
-        };
-        write(&mut self.columns.iter().map(|(name, _)| *name), "\x1b[1m");
-        for row in &self.rows {
-            let style = if row.is_bad { "\x1b[31m" } else { "" };
-            write(&mut row.cells.iter().map(String::as_str), style);
-        }
-        out
-    }
 }
 
 #[cfg(test)]
@@ -493,6 +490,56 @@ SLOWEST  SERVICE  REQUEST     STATUS  PATH  TRACE
         );
         assert!(summary.table(1, true).contains("\x1b[31m"));
         assert!(summary.table(1, false).contains("… and 1 more"));
+    }
+
+    /// Statements are counted for the route whose requests executed them, other calls and nobody's are not,
+    /// and what is remembered for that is bounded.
+    #[test]
+    fn statements_by_route() {
+        let mut summary = Summary::new(SummaryConfig {
+            rows_max: 10,
+            slowest: 0,
+        });
+        let statement = |parent: u8, system: &'static str| Span {
+            name: Cow::Borrowed("SELECT users"),
+            kind: SpanKind::Client,
+            parent_id: [parent; 8],
+            attributes: vec![(system, Value::Str(Cow::Borrowed("sqlite")))],
+            ..request("", 3, 200)
+        };
+        for n in 1..=2 {
+            summary.add(&Span {
+                span_id: [n; 8],
+                ..request("GET /a", 10, 200)
+            });
+            for _ in 0..n {
+                summary.add(&statement(n, "db.system.name"));
+            }
+            summary.add(&statement(n, "server.address"));
+        }
+        summary.add(&Span {
+            span_id: [9; 8],
+            ..request("GET /b", 10, 200)
+        });
+        summary.add(&statement(0, "db.system.name"));
+        let table = summary.table(10, false);
+        assert_eq!(
+            table,
+            "\
+SERVICE  REQUEST         COUNT  ERRORS      P50      P95      P99      MAX  DB/REQ  DB TIME
+svc      GET /a              2       0  10.0 ms  10.0 ms  10.0 ms  10.0 ms     1.5  4.50 ms
+svc      GET /b              1       0  10.0 ms  10.0 ms  10.0 ms  10.0 ms
+svc      → SELECT users      6       0  3.00 ms  3.00 ms  3.00 ms  3.00 ms
+"
+        );
+        for n in 0..2 * REQUESTS_MAX as u64 {
+            summary.add(&Span {
+                span_id: n.to_be_bytes(),
+                ..request("GET /b", 10, 200)
+            });
+        }
+        assert_eq!(summary.requests.len(), REQUESTS_MAX);
+        assert_eq!(summary.order.len(), REQUESTS_MAX);
     }
 
     /// The JSON says what the table says.

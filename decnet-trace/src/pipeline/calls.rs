@@ -200,6 +200,13 @@ impl Calls {
     /// A call is over; whether its process could be watched more closely from now on.
     pub(super) fn made(&mut self, what: Outbound) -> bool {
         let tgid = what.tgid();
+        // Statements are what asyncio hands to threads through queues most of all: they are followed before
+        // one of them has no owner. Where nothing passes through queues, that costs nothing.
+        let is_statement = matches!(what, Outbound::Statement(_));
+        let may_follow = self.watched.contains_key(&tgid) || self.probes.contains_key(&tgid);
+        if is_statement && self.queues && may_follow && !self.asked.contains_key(&tgid) {
+            self.rootless.insert(tgid);
+        }
         let call = Call {
             identity: what.identity(),
             at: what.start(),
@@ -250,6 +257,8 @@ impl Calls {
             ..
         } = self;
         let open: FxHashSet<RequestId> = begun.values().chain(&*unplaced).copied().collect();
+        // At the end nothing is found out any more.
+        let now = correlator.map_or(u64::MAX, |_| now);
         // Those whose queues could be followed and are not.
         let may_follow =
             |tgid| *queues && watched.contains_key(&tgid) && !followed.contains_key(&tgid);

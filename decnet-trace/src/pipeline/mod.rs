@@ -73,6 +73,8 @@ pub struct Config {
     pub lineage: Lineage,
     /// Follow work through queues to threads that have entered no context, where a process needs it.
     pub queues: bool,
+    /// The most identities (contexts, as a rule) that are remembered.
+    pub identities_max: usize,
     /// Read the routes that services declare.
     pub learn_routes: bool,
     /// What becomes of a request on its way to a span.
@@ -193,6 +195,7 @@ impl Pipeline {
             reloaded,
             lineage: config.lineage,
             queues: config.queues,
+            identities_max: config.identities_max,
             profile,
             clock,
             minutes,

@@ -82,6 +82,7 @@ pub(super) struct Parts {
     pub(super) reloaded: Receiver<Reload>,
     pub(super) lineage: Lineage,
     pub(super) queues: bool,
+    pub(super) identities_max: usize,
     pub(super) profile: Option<profile::aggregate::Options>,
     pub(super) clock: Option<IntervalClock>,
     pub(super) minutes: Option<Minutes>,
@@ -152,6 +153,7 @@ impl Worker {
             reloaded,
             lineage,
             queues,
+            identities_max,
             profile,
             clock: interval,
             minutes,
@@ -177,7 +179,7 @@ impl Worker {
         let programs_log = programs_log.then(|| bpf.logger()).transpose()?;
         Ok(Self {
             decoder: Decoder {
-                identities: Identities::default(),
+                identities: Identities::new(identities_max),
                 correlator: Correlator::new(crate::correlate::Limits::default()),
                 profile: profile
                     .filter(|_| profiling)

@@ -1,12 +1,13 @@
 //! Statements of SQLite, as real programs execute them, against what the programs say that they did.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod requests;
 #[expect(dead_code, reason = "other tests need more of it")]
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -21,9 +22,7 @@ use aya::{
 use serde_json::Value;
 use support::{Agent, Span, can_run};
 use xtask::bed::{
-    load::{Load, Request},
     process::{Folder, Process},
-    service::Service,
     venv::{Venv, default_python, python},
 };
 
@@ -283,70 +282,4 @@ fn statements_are_told() {
     ] {
         assert_eq!(seen.counter(counter), 0, "{counter}");
     }
-}
-
-/// Statements that `def` and `async def` routes execute are put under their requests, and never under
-/// another; those of aiosqlite's thread under theirs or none.
-#[test]
-fn statements_have_requests() {
-    if !can_run() {
-        return;
-    }
-    let app = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/sqlite/programs/service.py"
-    );
-    let service = Service::builder().app(app).start().unwrap();
-    let agent = Agent::start(&["--rate", "0", "--pid", &service.pid.to_string()]);
-    wait_until_watched(&agent, 1);
-    // Contexts are followed from the first statement on.
-    Load::new(service.target.clone(), [Request::get("/sync/warm")])
-        .run()
-        .unwrap();
-    thread::sleep(Duration::from_millis(1_500));
-    let ways = ["sync", "cursor", "loop", "aiosqlite"];
-    let requests = (0..400).flat_map(|round| {
-        ways.iter()
-            .map(move |way| Request::get(format!("/{way}/{round}")))
-    });
-    let truth = Load::new(service.target.clone(), requests)
-        .connections(32)
-        .run()
-        .unwrap();
-    assert!(truth.iter().all(|request| request.complete));
-    thread::sleep(Duration::from_millis(1_200));
-    let seen = agent.stop();
-    let parents: HashMap<_, _> = seen
-        .spans
-        .iter()
-        .map(|span| (span.id.as_str(), span.text("url.path")))
-        .collect();
-    let mut verdicts: BTreeMap<&str, [usize; 3]> = BTreeMap::new();
-    for span in &seen.spans {
-        let text = span.text("db.query.text");
-        let Some((_, alias)) = text.split_once(" AS ") else {
-            continue;
-        };
-        let mut parts = alias.split('_');
-        let (way, request) = (parts.next().unwrap(), parts.next().unwrap());
-        if request == "warm" {
-            continue;
-        }
-        let way = ways.into_iter().find(|known| *known == way).unwrap();
-        let own = format!("/{way}/{request}");
-        let verdict = match parents.get(span.parent.as_str()) {
-            None => 1,
-            Some(path) if *path == own => 0,
-            Some(_) => 2,
-        };
-        let link = span.text("decnet.link");
-        assert_eq!(link == "none", verdict == 1, "{link}");
-        verdicts.entry(way).or_default()[verdict] += 1;
-    }
-    println!("right, none, wrong: {verdicts:#?}");
-    assert!(verdicts.values().all(|[_, _, wrong]| *wrong == 0));
-    assert_eq!(verdicts["sync"], [800, 0, 0]);
-    assert_eq!(verdicts["loop"], [400, 0, 0]);
-    assert_eq!(verdicts["cursor"], [400, 0, 0]);
-    assert_eq!(verdicts["aiosqlite"][..2].iter().sum::<usize>(), 400);
 }

@@ -7,4 +7,5 @@ pub mod interpreter;
 pub mod load;
 pub mod process;
 pub mod service;
+pub mod tree;
 pub mod venv;

@@ -47,8 +47,8 @@ const DEBIAN: &str = "/usr/bin/python3";
 /// A virtual environment in the cache.
 #[derive(Clone, Debug)]
 pub struct Venv {
-    dir: PathBuf,
-    version: Version,
+    pub(super) dir: PathBuf,
+    pub(super) version: Version,
 }
 
 /// An interpreter's version: major, minor, micro.
@@ -223,7 +223,7 @@ pub fn version(python: &Path) -> Result<Version> {
 }
 
 /// The pins for a version; a Python newer than all of them gets those of the newest.
-fn constraints((major, minor, _): Version) -> Result<&'static str> {
+pub(super) fn constraints((major, minor, _): Version) -> Result<&'static str> {
     CONSTRAINTS
         .iter()
         .rfind(|(pinned, _)| major == 3 && *pinned <= minor)

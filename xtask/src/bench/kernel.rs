@@ -65,14 +65,14 @@ pub fn plan(setup: &Setup) -> Duration {
 
 /// What a program did until now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Runs {
-    hits: u64,
-    nanos: u64,
-    is_uprobe: bool,
+pub(super) struct Runs {
+    pub(super) hits: u64,
+    pub(super) nanos: u64,
+    pub(super) is_uprobe: bool,
 }
 
 /// The programs of a process, by name; programs of the same name are one.
-fn runs(pid: u32) -> Result<BTreeMap<String, Runs>> {
+pub(super) fn runs(pid: u32) -> Result<BTreeMap<String, Runs>> {
     let own = BpfUse::of(pid)?.programs;
     let mut runs: BTreeMap<String, Runs> = BTreeMap::new();
     for info in loaded_programs() {
@@ -90,7 +90,10 @@ fn runs(pid: u32) -> Result<BTreeMap<String, Runs>> {
 }
 
 /// What each program did between two looks.
-fn since(before: &BTreeMap<String, Runs>, after: BTreeMap<String, Runs>) -> BTreeMap<String, Runs> {
+pub(super) fn since(
+    before: &BTreeMap<String, Runs>,
+    after: BTreeMap<String, Runs>,
+) -> BTreeMap<String, Runs> {
     after
         .into_iter()
         .map(|(name, now)| {

@@ -10,6 +10,7 @@ pub mod pipeline;
 pub mod postgres;
 pub mod progress;
 pub mod report;
+pub mod rungs;
 pub mod services;
 pub mod stats;
 pub mod table;
@@ -43,6 +44,8 @@ pub enum Kind {
     Pipeline,
     /// The agent's memory and CPU against processes, connections, requests per second, and time
     Memory,
+    /// What each rung of identity costs a request, its probes' traps among it
+    Rungs,
     /// All of them
     All,
 }
@@ -154,6 +157,11 @@ const PARTS: &[Part] = &[
         kind: Kind::Kernel,
         plan: kernel::plan,
         run: kernel::run,
+    },
+    Part {
+        kind: Kind::Rungs,
+        plan: rungs::plan,
+        run: rungs::run,
     },
     Part {
         kind: Kind::Pipeline,

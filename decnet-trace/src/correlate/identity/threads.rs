@@ -15,6 +15,9 @@ const THREADS_MAX: usize = 1 << 14;
 /// The most callers of a queue that are remembered of a process.
 const CALLERS_MAX: usize = 1 << 10;
 
+/// The most things taken by functions under judgement that are remembered of a process.
+const UNJUDGED_MAX: usize = 1 << 12;
+
 /// The most requests without an answer that are remembered of a process.
 const UNANSWERED_MAX: usize = 1 << 12;
 
@@ -31,10 +34,32 @@ pub(super) struct Threads {
     /// Whether a function that takes objects out of a queue is a loop that runs each before it takes the
     /// next; `None` until that is found out.
     callers: FxHashMap<u64, Option<bool>>,
+    /// What was taken by functions of which it is not known yet what they are.
+    unjudged: Vec<Unjudged>,
     /// Requests that were read by a thread that waited for them, by their sockets, and are not answered:
     /// by which thread, and when.
     unanswered: FxHashMap<u64, (u32, u64)>,
     forgotten: u64,
+}
+
+/// An object that was taken out of a queue by a function that may be a loop, or not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unjudged {
+    caller: u64,
+    tid: u32,
+    /// For whom the thread runs meanwhile: nobody that is known.
+    pub(super) meanwhile: Identity,
+    /// Who put the object in.
+    pub(super) who: Identity,
+}
+
+/// What became of a thread that took an object.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Took {
+    /// The function that it runs is unknown, and should be looked at.
+    pub(super) is_new: bool,
+    /// Who put the object in, where it remains to be seen whether the thread runs for them.
+    pub(super) who: Option<Identity>,
 }
 
 impl Threads {
@@ -58,32 +83,73 @@ impl Threads {
     }
 
     /// A thread took an object out of a queue, or 0 if there was none, in a function with this code
-    /// object. Whether that function is unknown, and should be looked at.
-    pub(super) fn took(&mut self, tid: u32, object: u64, caller: u64) -> bool {
+    /// object.
+    pub(super) fn took(&mut self, tid: u32, object: u64, caller: u64) -> Took {
         let item = self.queued.remove(&object);
         let known = self.callers.get(&caller).copied();
-        match known {
+        let is_unjudged = match known {
             // Something within the work that the thread does.
-            Some(Some(false)) => {}
-            Some(Some(true)) => match item {
-                Some(who) => self.set_base(tid, who),
-                None => _ = self.bases.remove(&tid),
-            },
+            Some(Some(false)) => false,
+            Some(Some(true)) => {
+                match item {
+                    Some(who) => self.set_base(tid, who),
+                    None => _ = self.bases.remove(&tid),
+                }
+                false
+            }
             // It may have begun something else.
-            Some(None) | None => _ = self.bases.remove(&tid),
+            Some(None) | None => {
+                self.bases.remove(&tid);
+                true
+            }
+        };
+        let is_new = known.is_none() && caller != 0 && self.callers.len() < CALLERS_MAX;
+        if is_new {
+            self.callers.insert(caller, None);
         }
-        if known.is_some() || caller == 0 || self.callers.len() >= CALLERS_MAX {
-            return false;
+        let will_be_judged = is_unjudged && self.callers.contains_key(&caller);
+        Took {
+            is_new,
+            who: item.filter(|_| will_be_judged && self.unjudged.len() < UNJUDGED_MAX),
         }
-        self.callers.insert(caller, None);
-        true
     }
 
-    /// It was found out whether a function is a loop that runs each object before it takes the next.
-    pub(super) fn set_loop(&mut self, caller: u64, is_loop: bool) {
+    /// A thread runs for nobody that is known, until it is found out whether this function is a loop: then
+    /// for `who`.
+    pub(super) fn await_verdict(
+        &mut self,
+        tid: u32,
+        caller: u64,
+        meanwhile: Identity,
+        who: Identity,
+    ) {
+        self.set_base(tid, meanwhile);
+        self.unjudged.push(Unjudged {
+            caller,
+            tid,
+            meanwhile,
+            who,
+        });
+    }
+
+    /// It was found out whether a function is a loop that runs each object before it takes the next. What
+    /// it took meanwhile.
+    pub(super) fn set_loop(&mut self, caller: u64, is_loop: bool) -> Vec<Unjudged> {
         if let Some(verdict) = self.callers.get_mut(&caller) {
             *verdict = Some(is_loop);
         }
+        let judged: Vec<_> = self
+            .unjudged
+            .extract_if(.., |unjudged| unjudged.caller == caller)
+            .collect();
+        if !is_loop {
+            for Unjudged { tid, meanwhile, .. } in &judged {
+                if self.base(*tid) == Some(*meanwhile) {
+                    self.bases.remove(tid);
+                }
+            }
+        }
+        judged
     }
 
     /// A thread read a request, and would have waited for it. Whether it serves nothing beside it: it

@@ -96,21 +96,50 @@ fn queues_within_the_work() {
     assert_eq!(parent(&all, worker), request);
 }
 
-/// Until it is known what takes something out of a queue, nothing is said; after it is, the next time.
+/// Until it is known what takes something out of a queue, nothing is said; once it is known to be a loop,
+/// what was done meanwhile has its owner too.
 #[test]
 fn unknown_callers_wait() {
     let mut all = Identities::default();
     all.arm(TGID, 1);
+    let request = all.resolve(&header(9, MAIN), 0xA);
     put(&mut all, 10, MAIN, 0xA, 0x500);
     taken(&mut all, 11, WORKER, 0x500, LOOP);
-    assert!(all.resolve(&header(12, WORKER), 0).is_unknown());
+    let early = all.resolve(&header(12, WORKER), 0);
+    assert!(parent(&all, early).is_unknown());
+    assert!(all.is_rootless(early) && all.is_unjudged(early, 13));
+    assert!(!all.is_unjudged(early, 12 + VERDICT_MAX));
     assert!(all.unknown_callers().eq([(TGID, LOOP)]));
     taken(&mut all, 13, WORKER, 0, LOOP);
+    assert!(all.resolve(&header(14, WORKER), 0).is_unknown());
     assert_eq!(all.unknown_callers().count(), 0);
     all.set_loop(TGID, LOOP, true);
-    put(&mut all, 14, MAIN, 0xA, 0x500);
-    taken(&mut all, 15, WORKER, 0x500, LOOP);
-    assert!(!all.resolve(&header(16, WORKER), 0).is_unknown());
+    assert_eq!(parent(&all, parent(&all, early)), request);
+    assert!(!all.is_unjudged(early, 13));
+    assert!(all.resolve(&header(15, WORKER), 0).is_unknown());
+    put(&mut all, 16, MAIN, 0xA, 0x500);
+    taken(&mut all, 17, WORKER, 0x500, LOOP);
+    let late = all.resolve(&header(18, WORKER), 0);
+    assert_eq!(parent(&all, late), request);
+}
+
+/// What a function took that turns out to be no loop is nobody's, then and afterwards; and so is what one
+/// took of which nothing is ever found out.
+#[test]
+fn refused_callers() {
+    let mut all = Identities::default();
+    all.arm(TGID, 1);
+    for (caller, judged) in [(OTHER, true), (OTHER + 8, false)] {
+        put(&mut all, 10, MAIN, 0xA, 0x500);
+        taken(&mut all, 11, WORKER, 0x500, caller);
+        let early = all.resolve(&header(12, WORKER), 0);
+        if judged {
+            all.set_loop(TGID, caller, false);
+            assert!(all.resolve(&header(13, WORKER), 0).is_unknown());
+        }
+        assert_eq!(all.is_unjudged(early, 13), !judged);
+        assert!(parent(&all, early).is_unknown());
+    }
 }
 
 /// A thread that ended, and lost events, leave nothing behind.
