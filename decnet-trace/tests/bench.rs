@@ -109,6 +109,22 @@ fn kernel() {
     assert!(entry > Some(50.0) && both > entry, "{entry:?} {both:?}");
 }
 
+/// A sample takes more than nothing, more with more frames, and less than a millisecond.
+#[test]
+fn samples() {
+    let Some(report) = smallest(Kind::Samples) else {
+        return;
+    };
+    let price = |depth: u32| {
+        let id = format!("samples/{depth}/0/ns");
+        within(&report, &id, 100.0, 1e6);
+        report.get(&id).map_or(0.0, |figure| figure.value)
+    };
+    assert!(price(10) < price(128), "{} {}", price(10), price(128));
+    within(&report, "samples/50/150/ns", 100.0, 1e6);
+    within(&report, "samples/stops/py-spy", -1e4, 1e6);
+}
+
 /// Three records make a request; each stage takes longer than the one before it, decoding allocates
 /// nothing, and spans reach the file.
 #[test]

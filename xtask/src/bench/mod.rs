@@ -2,6 +2,7 @@
 //! to read it.
 
 pub mod agent;
+pub mod depth;
 pub mod kernel;
 pub mod machine;
 pub mod memory;
@@ -40,6 +41,8 @@ pub enum Kind {
     Overhead,
     /// Where the time goes in the kernel: each program and trap per request, beside what the service loses
     Kernel,
+    /// What a CPU sample costs by the depth of the Python stack, and how long it stops a process, beside py-spy
+    Samples,
     /// The agent's user side: events per second through each stage and sink, allocations, latency
     Pipeline,
     /// The agent's memory and CPU against processes, connections, requests per second, and time
@@ -162,6 +165,11 @@ const PARTS: &[Part] = &[
         kind: Kind::Rungs,
         plan: rungs::plan,
         run: rungs::run,
+    },
+    Part {
+        kind: Kind::Samples,
+        plan: depth::plan,
+        run: depth::run,
     },
     Part {
         kind: Kind::Pipeline,

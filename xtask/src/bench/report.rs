@@ -84,6 +84,7 @@ const GOALS: &[(&str, &str, Goal)] = &[
     ),
     ("overhead/", "/saturated/agent/p50", Goal::AtMost(1.01)),
     ("overhead/", "/saturated/agent/p99", Goal::AtMost(1.05)),
+    ("samples/50/", "/ns", Goal::AtMost(15_000.0)),
     ("kernel/plain/agent/", "/service", Goal::AtMost(5.0)),
     ("rungs/plain/", "contexts/micros", Goal::AtMost(3.0)),
     ("rungs/plain/", "all/micros", Goal::AtMost(10.0)),
