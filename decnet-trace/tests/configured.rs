@@ -8,7 +8,7 @@ mod support;
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -60,8 +60,42 @@ fn command(args: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
+/// An application that answers every path, puts a secret into its answer's head, and writes others into
+/// statements.
+const TALKATIVE: &str = r#"
+import sqlite3
+
+db = sqlite3.connect(":memory:", isolation_level=None)
+db.execute("CREATE TABLE users (name TEXT, card TEXT)")
+
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    if scope["path"] == "/sql":
+        db.execute("INSERT INTO users VALUES ('planted.mail@example.com', '4111111111111111')")
+        db.execute("SELECT * FROM users -- plantedcomment\nWHERE name = 'plantedü' OR card = 4111")
+        db.execute('SELECT * FROM users WHERE name = "plantedquotes"')
+        db.execute("SELECT * FROM users WHERE name = ?", ("plantedparameter",))
+        try:
+            db.execute("SELECT nothere.column FROM users WHERE card = 'planted")
+        except sqlite3.Error:
+            pass
+    headers = [(b"content-length", b"0"), (b"set-cookie", b"s=plantedsetcookie"),
+               (b"location", b"http://u:planted@h/?k=plantedlocation")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+"#;
+
+/// The files of a folder, put together.
+fn contents(folder: &Path) -> String {
+    let files = fs::read_dir(folder).unwrap();
+    let bytes = files.flat_map(|file| fs::read(file.unwrap().path()).unwrap());
+    String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()
+}
+
 /// Secrets in every place that a request can carry one reach no sink: not the file, not the collector,
-/// not the table, not the log.
+/// not the store with its log, not Prometheus, not the table, not the log.
 #[test]
 fn planted_secrets() {
     if !support::can_run() {
@@ -71,12 +105,21 @@ fn planted_secrets() {
     let config = folder.path().join("config.toml");
     fs::write(
         &config,
-        "[redaction]\nclient_address = 'hashed'\nquery_allow = ['page']\n\
+        "[routes]\nlearn = false\n\
+         [redaction]\nclient_address = 'hashed'\nquery_allow = ['page']\n\
+         request_headers = ['x-tenant', 'referer', 'x-forwarded-for']\nresponse_headers = ['location']\n\
          [[redaction.rules]]\npattern = 'patient-[a-z]+'\nreplacement = 'patient-X'\n",
     )
     .unwrap();
+    let app = folder.path().join("app.py");
+    fs::write(&app, TALKATIVE).unwrap();
+    let store = folder.path().join("store");
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap();
+    let prometheus = listen.local_addr().unwrap();
+    drop(listen);
     let collector = Collector::start().unwrap();
     let service = Service::builder()
+        .app(app)
         .arg("--ssl-keyfile-password")
         .arg("plantedcommandline")
         .start()
@@ -90,7 +133,14 @@ fn planted_secrets() {
         "--otlp-endpoint",
         &collector.grpc_endpoint(),
         "--summary",
+        "--store",
+        store.to_str().unwrap(),
+        "--metrics-listen",
+        &prometheus.to_string(),
     ]);
+    wait_until("SQLite is watched", || {
+        agent.output().contains("watching SQLite")
+    });
     let jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.dozjgNryP4J3jVmNHl0w5N";
     let token = "pLaNt3dT0k3nQx7vB2mZ9sK4wR8yH1jF";
     let heads = [
@@ -111,31 +161,60 @@ fn planted_secrets() {
         "GET / HTTP/1.1\r\nreferer: http://a/?t=plantedreferer".to_owned(),
         "GET / HTTP/1.1\r\nuser-agent: bot (planted.mail@example.com)".to_owned(),
         "POST /echo?page=8 HTTP/1.1".to_owned(),
+        "GET /x/%70lanted%2Email%40example%2Ecom HTTP/1.1".to_owned(),
+        "GET /x/planted%C3%BC%40ex%C3%A4mple.com/z HTTP/1.1".to_owned(),
+        format!("GET /t/{} HTTP/1.1", jwt.replace('.', "%2E")),
+        "GET /x/%34111%31111%31111%31111 HTTP/1.1".to_owned(),
+        "GET /x?q=%C3%A9planted%F0%9F%98%80 HTTP/1.1".to_owned(),
+        "GET / HTTP/1.1\r\nx-tenant: planted.mail@example.com, 4111111111111111".to_owned(),
+        format!("GET / HTTP/1.1\r\nx-tenant: blue\r\nx-tenant: {token}"),
     ];
     for head in &heads {
         ask(address, head, "{\"password\": \"plantedbody\"}");
     }
-    collector.wait_for_spans(heads.len(), PATIENCE).unwrap();
+    ask(address, "GET /sql HTTP/1.1", "");
+    // The last one is no statement, and need not be seen.
+    let count = heads.len() + 1 + 4;
+    collector.wait_for_spans(count, PATIENCE).unwrap();
+    let scraped = ask(prometheus, "GET /metrics HTTP/1.1", "");
+    assert!(
+        scraped.contains("http_server_request_duration"),
+        "{scraped}"
+    );
+    assert!(
+        scraped.contains("db_client_operation_duration"),
+        "{scraped}"
+    );
     let collected = format!("{:?}", collector.spans().unwrap());
     let spans = agent.path("spans.jsonl");
     wait_until("the spans stand in the file", || {
-        support::spans(&spans).len() >= heads.len()
+        support::spans(&spans).len() >= count
     });
+    // The last of them has a header that stays.
+    wait_until("the spans are stored", || contents(&store).contains("blue"));
+    let stored = contents(&store);
     let written = fs::read_to_string(&spans).unwrap();
     let seen = agent.stop();
     let sinks = [
         ("the file", written),
         ("the collector", collected),
+        ("the store and its log", stored),
+        ("the closed store", contents(&store)),
+        ("Prometheus", scraped),
         ("the table and the log", seen.output.clone()),
     ];
     let planted = [
         "planted",
-        "4111",
+        "411111",
+        "4111-1111",
+        "= 4111",
         jwt,
         "eyJzdWIi",
         token,
         "cGxhbnRl",
         "203.0.113.77",
+        "%70lanted",
+        "%34111",
     ];
     for (sink, text) in &sinks {
         assert!(!text.is_empty(), "{sink} holds nothing");
@@ -148,8 +227,9 @@ fn planted_secrets() {
             assert!(at.is_none(), "{sink} holds {secret}: {around:?}");
         }
     }
-    assert_eq!(seen.spans.len(), heads.len());
-    for span in &seen.spans {
+    assert!(seen.spans.len() >= count);
+    let is_served = |span: &&support::Span| span.kind == 2;
+    for span in seen.spans.iter().filter(is_served) {
         let client = span.text("client.address");
         assert!(
             client.len() == 16 && client.bytes().all(|b| b.is_ascii_hexdigit()),
@@ -169,6 +249,13 @@ fn planted_secrets() {
         .map(|span| span.text("url.path"))
         .collect();
     assert!(paths.contains(&"/patient-X"), "{paths:?}");
+    let tenants: Vec<_> = seen
+        .spans
+        .iter()
+        .map(|span| span.list("http.request.header.x-tenant"))
+        .filter(|values| !values.is_empty())
+        .collect();
+    assert_eq!(tenants, [vec!["REDACTED"], vec!["blue", "REDACTED"]]);
 }
 
 /// SIGHUP: rules and routes change at once, a file that was moved away is opened anew, and a

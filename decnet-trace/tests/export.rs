@@ -73,6 +73,7 @@ fn exchange() -> Exchange {
         user_agent: Some("curl/8.5.0 (+mailto: a@b.example)".into()),
         traceparent: None,
         tracestate: None,
+        headers: Vec::new(),
         status: Some(200),
         request_bytes: 80,
         request_body: 0,

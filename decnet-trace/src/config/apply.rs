@@ -3,15 +3,19 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use super::{Settings, layers::world_readable, otlp, value};
 use crate::{
+    correlate::wanted::{Wanted, WantedHeaders},
     discover::{Overrides, Selector},
     error::{Error, Result},
     export::{OtlpConfig, PrometheusConfig, prometheus::Token},
-    policy::{ClientAddress, Pattern, PolicyConfig, Rules, rules::Rule, template::Template},
+    policy::{
+        ClientAddress, Pattern, PolicyConfig, Rules, header_attribute, rules::Rule,
+        template::Template,
+    },
     sampling::{Sampler, SamplingConfig},
     store::{FOLDER, StoreConfig},
 };
@@ -61,6 +65,10 @@ impl Settings {
                 .collect(),
             rules: Rules::new(rules.collect::<Result<_>>()?),
             client_address: self.client_address(warnings)?,
+            headers: Arc::new(WantedHeaders {
+                request: wanted(true, &redaction.request_headers),
+                response: wanted(false, &redaction.response_headers),
+            }),
             routes_max: self.routes.max,
             patterns: patterns.collect::<Result<_>>()?,
         })
@@ -238,6 +246,15 @@ impl Settings {
         self.prometheus(warnings)?;
         Ok(())
     }
+}
+
+/// The headers of these names.
+fn wanted(is_request: bool, names: &[value::Header]) -> Box<[Wanted]> {
+    let wanted = names.iter().map(|name| Wanted {
+        name: name.as_str().to_ascii_lowercase().into(),
+        attribute: header_attribute(is_request, name.as_str()),
+    });
+    wanted.collect()
 }
 
 /// The key that addresses are hashed with where no file holds one: the same for as long as the agent

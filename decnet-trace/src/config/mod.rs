@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 use section::{section, sections};
 use serde::{Deserialize, Serialize};
 use value::{
-    Address, ClientAddress, Compression, Glob, HeaderList, KeepSlow, Pattern, Place, Protocol,
-    Ratio, RouteText, Sampler, SignalProtocol, StoreAge, StoreSize, Time,
+    Address, ClientAddress, Compression, Glob, Header, HeaderList, KeepSlow, Pattern, Place,
+    Protocol, Ratio, RouteText, Sampler, SignalProtocol, StoreAge, StoreSize, Time,
 };
 
 pub use self::{
@@ -198,14 +198,20 @@ section! {
 }
 
 section! {
-    /// What is masked before anything leaves the agent. Credentials in URLs are masked always; headers
-    /// other than Host, User-Agent, traceparent and tracestate, and bodies, are never kept.
+    /// What is masked before anything leaves the agent. Credentials in URLs are masked always; bodies are
+    /// never kept, and of headers Host, User-Agent, traceparent and tracestate alone, and those named
+    /// here.
     pub struct Redaction {
         /// Mask what looks like a secret: values of queries; e-mail addresses, card numbers, tokens and
         /// keys in paths; literals in SQL.
         enabled: bool = true,
         /// Names of query parameters whose values are kept all the same: ["page", "sort"].
         query_allow: Vec<String> = Vec::new(),
+        /// Headers of requests that are kept as http.request.header.NAME: ["x-tenant", "accept"].
+        /// Those that carry credentials (Authorization, Cookie, X-Api-Key…) cannot be.
+        request_headers: Vec<Header> = Vec::new(),
+        /// Headers of responses, likewise.
+        response_headers: Vec<Header> = Vec::new(),
         /// A client's address: "whole", "cut" (to 24 bits of IPv4, 48 of IPv6) or "hashed" (a keyed
         /// hash, the same for the same address).
         client_address: ClientAddress = ClientAddress::Whole,
@@ -216,8 +222,8 @@ section! {
         /// [[redaction.rules]]:
         ///   pattern = "customer-[a-z]+"      a regular expression of the Rust crate "regex"
         ///   replacement = "customer-*"       $1 and ${name} stand for groups; "REDACTED" without it
-        ///   places = ["path", "query"]       of "path", "query", "user-agent", "statement"; all
-        ///                                    without it
+        ///   places = ["path", "query"]       of "path", "query", "user-agent", "statement",
+        ///                                    "header"; all without it
         rules: Vec<Rule> = Vec::new(),
     }
 }

@@ -166,6 +166,10 @@ fn errors_name_their_place() {
         ("[store]\nmax_age = '5s'\n", ":2:11: \"5s\" is too short"),
         ("[store]\nmax_size = 'big'\n", ":2:12: \"big\" is no size"),
         (
+            "[redaction]\nrequest_headers = ['x-tenant', 'Authorization']\n",
+            ":2:19: \"Authorization\" carries credentials",
+        ),
+        (
             "[redaction]\nclient_address = 'half'\n",
             ":2:18: unknown variant `half`",
         ),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     export::otlp,
-    policy::{rules, template::Template},
+    policy::{self, rules, template::Template},
     sampling,
     store::{AGE_MIN, SIZE_MIN},
 };
@@ -57,6 +57,12 @@ checked! {
     /// A regular expression, as the crate `regex` understands them.
     Pattern,
     |text| rules::compile(text).map(drop)
+}
+
+checked! {
+    /// A header that may be kept.
+    Header,
+    policy::check_header
 }
 
 checked! {
@@ -326,6 +332,8 @@ pub enum Place {
     UserAgent,
     /// The text of a database statement.
     Statement,
+    /// The value of a header.
+    Header,
 }
 
 impl From<Place> for rules::Place {
@@ -335,6 +343,7 @@ impl From<Place> for rules::Place {
             Place::Query => Self::Query,
             Place::UserAgent => Self::UserAgent,
             Place::Statement => Self::Statement,
+            Place::Header => Self::Header,
         }
     }
 }

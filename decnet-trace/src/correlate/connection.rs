@@ -10,6 +10,7 @@ use super::{
     dialog::Dialog,
     exchange::{Exchange, Role},
     joins::Asked,
+    wanted::WantedHeaders,
 };
 
 /// What is remembered of every connection.
@@ -108,4 +109,5 @@ pub(super) struct Cx<'a> {
     pub(super) asked: &'a mut Vec<Asked>,
     pub(super) counters: &'a mut Counters,
     pub(super) limits: &'a Limits,
+    pub(super) wanted: &'a WantedHeaders,
 }

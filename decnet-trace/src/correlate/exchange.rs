@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, net::SocketAddr};
 
+use super::wanted::Kept;
+
 /// Which side of the exchange the traced process is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -135,6 +137,8 @@ pub struct Exchange {
     pub traceparent: Option<Box<str>>,
     /// The value of the request's `tracestate`.
     pub tracestate: Option<Box<str>>,
+    /// The headers that the configuration asks for, of the request and of the final response.
+    pub headers: Vec<Kept>,
     /// The final status; `None` where there was no response.
     pub status: Option<u16>,
     /// The request's bytes on the wire, head included.

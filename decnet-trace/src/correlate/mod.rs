@@ -14,10 +14,12 @@ mod open;
 pub mod outbound;
 pub mod statement;
 pub mod statements;
+pub mod wanted;
 
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, hash_map::Entry},
+    sync::Arc,
 };
 
 use decnet_trace_common::event::{Proc, ProcWhat, SockOp, SockState, flags, tcp_state};
@@ -30,6 +32,7 @@ use connection::{Connection, Cx};
 use dialog::{Cause, Dialog};
 use exchange::Exchange;
 use joins::Asked;
+use wanted::WantedHeaders;
 
 /// How often connections are looked through for idle ones, in nanoseconds.
 const SWEEP_EVERY: u64 = 5_000_000_000;
@@ -47,6 +50,7 @@ const POOL: usize = 256;
 #[derive(Debug)]
 pub struct Correlator {
     limits: Limits,
+    wanted: Arc<WantedHeaders>,
     counters: Counters,
     connections: FxHashMap<u64, Connection>,
     /// How many connections each process has, so that the end of one without any costs nothing.
@@ -68,6 +72,7 @@ impl Correlator {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
+            wanted: Arc::default(),
             counters: Counters::default(),
             connections: FxHashMap::default(),
             processes: FxHashMap::default(),
@@ -79,6 +84,11 @@ impl Correlator {
             now: 0,
             sweep_at: 0,
         }
+    }
+
+    /// Keeps these headers of messages that begin from now on, beside those that are always read.
+    pub fn want_headers(&mut self, wanted: Arc<WantedHeaders>) {
+        self.wanted = wanted;
     }
 
     /// What was counted so far.
@@ -181,6 +191,7 @@ impl Correlator {
             asked: &mut self.asked,
             counters: &mut self.counters,
             limits: &self.limits,
+            wanted: &self.wanted,
         };
         let mut dialog = conn.dialog.take().unwrap_or_else(|| self.pool.take());
         let before = (dialog.heads_memory(), dialog.open_memory());
@@ -311,6 +322,7 @@ impl Correlator {
             asked: &mut self.asked,
             counters: &mut self.counters,
             limits: &self.limits,
+            wanted: &self.wanted,
         };
         for conn in self.connections.values_mut() {
             if let Some(mut dialog) = conn.dialog.take() {
@@ -342,6 +354,7 @@ impl Correlator {
             asked: &mut self.asked,
             counters: &mut self.counters,
             limits: &self.limits,
+            wanted: &self.wanted,
         };
         let before = (dialog.heads_memory(), dialog.open_memory());
         dialog.settle(conn, now, &mut cx);
@@ -369,6 +382,7 @@ impl Correlator {
                 asked: &mut self.asked,
                 counters: &mut self.counters,
                 limits: &self.limits,
+                wanted: &self.wanted,
             };
             if let Some(dialog) = &mut conn.dialog {
                 dialog.closing(now);
@@ -436,6 +450,7 @@ impl Correlator {
             asked: &mut self.asked,
             counters: &mut self.counters,
             limits: &self.limits,
+            wanted: &self.wanted,
         };
         dialog.end_all(&mut conn, cause, now, &mut cx);
         self.pool.give(dialog);

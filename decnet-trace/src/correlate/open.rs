@@ -101,6 +101,7 @@ impl Open {
                 user_agent: value(headers.user_agent),
                 traceparent: value(headers.traceparent),
                 tracestate: value(headers.tracestate),
+                headers: Vec::new(),
                 status: None,
                 request_bytes: 0,
                 request_body: 0,
@@ -126,7 +127,9 @@ impl Open {
             &exchange.tracestate,
         ];
         let values: usize = texts.into_iter().flatten().map(|text| text.len()).sum();
-        size_of::<Self>() + exchange.method.len() + exchange.target.len() + values
+        let kept = exchange.headers.iter();
+        let kept: usize = kept.map(|kept| size_of_val(kept) + kept.1.len()).sum();
+        size_of::<Self>() + exchange.method.len() + exchange.target.len() + values + kept
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a pipeline at work can be told to do otherwise.
 
+use std::sync::Arc;
+
 use tracing::warn;
 
 use super::worker::Worker;
@@ -24,6 +26,8 @@ pub struct Reload {
 impl Worker {
     /// Works otherwise from now on.
     pub(super) fn reload(&mut self, reload: Reload) {
+        let wanted = Arc::clone(&reload.policy.headers);
+        self.decoder.correlator.want_headers(wanted);
         self.policy.reconfigure(reload.policy);
         self.sampling.reconfigure(reload.sampling);
         if let Some(rate) = reload.rate.filter(|rate| *rate != self.rate) {

@@ -176,11 +176,13 @@ impl Worker {
         .fold(0, |all, (_, flag)| all | flag);
         let now = Instant::now();
         let clock = unix_offset();
+        let mut correlator = Correlator::new(crate::correlate::Limits::default());
+        correlator.want_headers(policy.headers());
         let programs_log = programs_log.then(|| bpf.logger()).transpose()?;
         Ok(Self {
             decoder: Decoder {
                 identities: Identities::new(identities_max),
-                correlator: Correlator::new(crate::correlate::Limits::default()),
+                correlator,
                 profile: profile
                     .filter(|_| profiling)
                     .map(|options| Aggregator::new(options, symbolizer.clone())),

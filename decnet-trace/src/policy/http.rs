@@ -4,7 +4,7 @@
 use std::{borrow::Cow, net::SocketAddr};
 
 use super::{
-    Link, PolicyConfig,
+    Link, PolicyConfig, header,
     redact::{self, TEXT_MAX, cut},
     route::Route,
     rules::Place,
@@ -170,6 +170,7 @@ impl<'a> Facts<'a> {
             let shown = shown_agent(agent, self.config);
             out.text("user_agent.original", shown.into_owned());
         }
+        header::attributes(&exchange.headers, self.config, &mut out.0);
         self.sizes(&mut out);
         if let Some(queued) = exchange.queued {
             let seconds = Value::Float(queued as f64 / 1e9);

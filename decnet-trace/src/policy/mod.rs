@@ -15,6 +15,7 @@ use crate::{
     correlate::{
         exchange::{Exchange, Role},
         statement::Statement,
+        wanted::WantedHeaders,
     },
     span::{Resource, Span, SpanKind, SpanRef, trace_flags},
     telemetry::{Count, Counters},
@@ -23,6 +24,7 @@ use crate::{
 mod client;
 pub mod clock;
 mod docker;
+mod header;
 pub mod http;
 pub mod redact;
 mod redactor;
@@ -37,6 +39,7 @@ pub mod trace_context;
 
 pub use client::ClientAddress;
 pub use clock::ClockOffset;
+pub use header::{attribute as header_attribute, check as check_header};
 pub use redactor::Redactor;
 pub use route::Pattern;
 use route::{Route, Routes};
@@ -55,6 +58,8 @@ pub struct PolicyConfig {
     pub rules: Rules,
     /// How much of a client's address is told.
     pub client_address: ClientAddress,
+    /// The headers that are told beside those that have attributes of their own.
+    pub headers: Arc<WantedHeaders>,
     /// The most routes that a service has; later ones share one name.
     pub routes_max: usize,
     /// Routes that win over learned ones.
@@ -68,6 +73,7 @@ impl Default for PolicyConfig {
             query_allow: Vec::new(),
             rules: Rules::default(),
             client_address: ClientAddress::default(),
+            headers: Arc::default(),
             routes_max: 500,
             patterns: Vec::new(),
         }
@@ -143,6 +149,11 @@ impl Policy {
             .configure(config.routes_max, config.patterns.clone());
         self.called.configure(config.routes_max, Vec::new());
         self.config = config;
+    }
+
+    /// The headers that are told.
+    pub fn headers(&self) -> Arc<WantedHeaders> {
+        Arc::clone(&self.config.headers)
     }
 
     /// Takes the templates of the routes that a service answers; they come before what paths look

@@ -22,30 +22,7 @@ impl Redactor {
 
     /// A URL, or a path with or without a query.
     pub fn url(&self, text: &str) -> String {
-        let target = Target::parse("GET", text);
-        let mut out = String::with_capacity(text.len());
-        if let Some(scheme) = target.scheme {
-            out.push_str(scheme);
-            out.push_str("://");
-        }
-        if target.credentials.is_some() {
-            out.push_str(&format!("{MASK}:{MASK}@"));
-        }
-        out.push_str(target.authority.unwrap_or_default());
-        let path = self.0.rules.apply(Place::Path, target.path);
-        out.push_str(&match self.0.redact {
-            true => redact::path(&path),
-            false => Cow::Borrowed(&*path),
-        });
-        if let Some(query) = target.query.filter(|query| !query.is_empty()) {
-            let query = self.0.rules.apply(Place::Query, query);
-            out.push('?');
-            out.push_str(&match self.0.redact {
-                true => redact::query(&query, &self.0.query_allow),
-                false => Cow::Borrowed(&*query),
-            });
-        }
-        out
+        url(&self.0, text)
     }
 
     /// A statement of a database.
@@ -70,10 +47,38 @@ impl Redactor {
             }
             Place::Path => Target::parse("GET", text).path,
             Place::Query => Target::parse("GET", text).query.unwrap_or_default(),
-            Place::UserAgent => text,
+            Place::UserAgent | Place::Header => text,
         };
         self.0.rules.found(place, text)
     }
+}
+
+/// A URL, or a path with or without a query, as it may be shown.
+pub(super) fn url(config: &PolicyConfig, text: &str) -> String {
+    let target = Target::parse("GET", text);
+    let mut out = String::with_capacity(text.len());
+    if let Some(scheme) = target.scheme {
+        out.push_str(scheme);
+        out.push_str("://");
+    }
+    if target.credentials.is_some() {
+        out.push_str(&format!("{MASK}:{MASK}@"));
+    }
+    out.push_str(target.authority.unwrap_or_default());
+    let path = config.rules.apply(Place::Path, target.path);
+    out.push_str(&match config.redact {
+        true => redact::path(&path),
+        false => Cow::Borrowed(&*path),
+    });
+    if let Some(query) = target.query.filter(|query| !query.is_empty()) {
+        let query = config.rules.apply(Place::Query, query);
+        out.push('?');
+        out.push_str(&match config.redact {
+            true => redact::query(&query, &config.query_allow),
+            false => Cow::Borrowed(&*query),
+        });
+    }
+    out
 }
 
 #[cfg(test)]

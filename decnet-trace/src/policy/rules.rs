@@ -18,11 +18,19 @@ pub enum Place {
     UserAgent,
     /// The text of a database statement.
     Statement,
+    /// The value of a header that the configuration asks for.
+    Header,
 }
 
 impl Place {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Path, Self::Query, Self::UserAgent, Self::Statement];
+    pub const ALL: [Self; 5] = [
+        Self::Path,
+        Self::Query,
+        Self::UserAgent,
+        Self::Statement,
+        Self::Header,
+    ];
 
     /// The name that configurations use.
     pub const fn name(self) -> &'static str {
@@ -31,6 +39,7 @@ impl Place {
             Self::Query => "query",
             Self::UserAgent => "user-agent",
             Self::Statement => "statement",
+            Self::Header => "header",
         }
     }
 }

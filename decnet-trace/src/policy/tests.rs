@@ -43,6 +43,7 @@ pub(crate) fn served() -> Exchange {
         user_agent: None,
         traceparent: None,
         tracestate: None,
+        headers: Vec::new(),
         status: Some(200),
         request_bytes: 80,
         request_body: 0,

@@ -193,6 +193,67 @@ fn fastapi_workers() {
     );
 }
 
+/// A factory, in a directory that is not the working one.
+#[test]
+fn fastapi_factory() {
+    if !support::can_run() {
+        return;
+    }
+    let Some(venv) = frameworks() else { return };
+    let directory = apps("fastapi");
+    let server = Server::start(
+        &venv,
+        "flask",
+        "uvicorn",
+        &[
+            "--factory",
+            "shop.factory:create_app",
+            "--app-dir",
+            directory.to_str().unwrap(),
+            "--port",
+            "0",
+        ],
+    );
+    check(
+        &server,
+        &[
+            ("GET", "/api/v2/orders/7f/lines/3"),
+            ("GET", "/items/x"),
+            ("GET", "/plain/hello/you"),
+        ],
+    );
+}
+
+/// FastAPI under gunicorn with uvicorn's workers, in a directory that it changes into.
+#[test]
+fn fastapi_under_gunicorn() {
+    if !support::can_run() {
+        return;
+    }
+    let Some(venv) = frameworks() else { return };
+    let directory = apps("fastapi");
+    let args = [
+        "-k",
+        "uvicorn.workers.UvicornWorker",
+        "--chdir",
+        directory.to_str().unwrap(),
+        "--bind",
+        "127.0.0.1:0",
+        "shop.main:app",
+    ];
+    let mut server = Server::start(&venv, "flask", "gunicorn", &args);
+    server
+        .process
+        .wait_for(START, |log| {
+            log.contains("Application startup complete").then_some(())
+        })
+        .unwrap();
+    check(
+        &server,
+        &[("GET", "/api/v2/users/bob"), ("GET", "/items/x")],
+    );
+}
+
 /// Flask, under gunicorn.
 #[test]
 fn flask() {

@@ -154,6 +154,17 @@ impl Span {
             .unwrap_or_default()
     }
 
+    /// An attribute that is a list of texts; empty where it is missing.
+    pub(crate) fn list(&self, name: &str) -> Vec<&str> {
+        let values = self.attributes.get(name);
+        values
+            .and_then(|value| value["arrayValue"]["values"].as_array())
+            .into_iter()
+            .flatten()
+            .filter_map(|value| value["stringValue"].as_str())
+            .collect()
+    }
+
     /// A number attribute.
     pub(crate) fn int(&self, name: &str) -> Option<u64> {
         self.attributes

@@ -6,6 +6,7 @@ use super::{
         exchange::{End, Role},
         joins::{ASKED_MAX, Asked},
         open::Open,
+        wanted,
     },
     Dialog, Direction, Origin, Side, note_stray,
 };
@@ -60,6 +61,11 @@ impl Dialog {
         conn.requests = conn.requests.wrapping_add(1);
         let mut open = Open::new(request, role, &self.tuple, conn.requests, &origin.stamp);
         open.exchange.request_bytes = origin.len;
+        wanted::take(
+            &cx.wanted.request,
+            &request.headers,
+            &mut open.exchange.headers,
+        );
         open.last = origin.now;
         for earlier in &mut self.open {
             earlier.exchange.pipelined = true;
@@ -121,9 +127,17 @@ impl Dialog {
             return true;
         }
         first.exchange.status = Some(status);
+        let before = first.memory();
+        wanted::take(
+            &cx.wanted.response,
+            &response.headers,
+            &mut first.exchange.headers,
+        );
+        let grown = first.memory() - before;
         first.exchange.response_start = Some(origin.stamp.ts.max(first.exchange.start));
         first.exchange.response_context = origin.stamp.context;
         first.exchange.response_tid = origin.stamp.tid;
+        self.open_memory += grown;
         conn.proven = true;
         if status == 101 || first.to_connect && status < 300 {
             self.finish_first(conn, End::Upgrade, cx);

@@ -98,8 +98,9 @@ fn lines(bytes: &[u8], cut: bool) -> Parsed<'_> {
         return Parsed::Http2;
     }
     let mut headers = Headers::default();
+    let begin = at;
     loop {
-        let Some((line, mut next)) = next_line(bytes, at) else {
+        let Some((line, end, next)) = header_line(bytes, at) else {
             if cut {
                 break;
             }
@@ -109,20 +110,12 @@ fn lines(bytes: &[u8], cut: bool) -> Parsed<'_> {
             at = next;
             break;
         }
-        // Obsolete folding (RFC 9112 §5.2): a line that begins with a blank continues the one before.
-        let mut end = at + line.len();
-        while let Some(b' ' | b'\t') = bytes.get(next) {
-            let Some((folded, after)) = next_line(bytes, next) else {
-                break;
-            };
-            end = next + folded.len();
-            next = after;
-        }
         if let Some(colon) = memchr::memchr(b':', line) {
             headers.take(&line[..colon], bytes[at + colon + 1..end].trim_ascii());
         }
         at = next;
     }
+    headers.lines = &bytes[begin..at];
     match first {
         First::Request(method, target, minor) => Parsed::Request(Request {
             len: at,
@@ -137,6 +130,40 @@ fn lines(bytes: &[u8], cut: bool) -> Parsed<'_> {
             headers,
         }),
         First::Http2 => Parsed::Http2,
+    }
+}
+
+/// A header's first line, where its value ends, and where the next header begins.
+fn header_line(bytes: &[u8], at: usize) -> Option<(&[u8], usize, usize)> {
+    let (line, mut next) = next_line(bytes, at)?;
+    let mut end = at + line.len();
+    // Obsolete folding (RFC 9112 §5.2): a line that begins with a blank continues the one before.
+    while !line.is_empty() && matches!(bytes.get(next), Some(b' ' | b'\t')) {
+        let Some((folded, after)) = next_line(bytes, next) else {
+            break;
+        };
+        end = next + folded.len();
+        next = after;
+    }
+    Some((line, end, next))
+}
+
+/// The headers in some lines.
+pub(super) struct HeaderLines<'a>(pub(super) &'a [u8]);
+
+impl<'a> Iterator for HeaderLines<'a> {
+    type Item = (&'a [u8], Text<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let bytes = self.0;
+            let (line, end, next) = header_line(bytes, 0)?;
+            self.0 = &bytes[next..];
+            if let Some(colon) = memchr::memchr(b':', line) {
+                let value = bytes[colon + 1..end].trim_ascii();
+                return Some((&line[..colon], Text(value)));
+            }
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::head::HeaderLines;
+
 /// A header's value: its bytes as they stood, folded lines included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Text<'a>(pub &'a [u8]);
@@ -89,10 +91,17 @@ pub struct Headers<'a> {
     pub traceparent: Option<Text<'a>>,
     /// `tracestate`; the first.
     pub tracestate: Option<Text<'a>>,
+    /// The lines that all of them stand in.
+    pub(super) lines: &'a [u8],
     traceparents: u8,
 }
 
 impl<'a> Headers<'a> {
+    /// All headers, those that nobody asked for too: names as they stand, and values.
+    pub fn all(&self) -> impl Iterator<Item = (&'a [u8], Text<'a>)> {
+        HeaderLines(self.lines)
+    }
+
     /// Takes one header, which may be folded over several lines.
     pub(super) fn take(&mut self, name: &[u8], value: &'a [u8]) {
         let is = |wanted: &[u8]| name.eq_ignore_ascii_case(wanted);

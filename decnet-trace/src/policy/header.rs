@@ -1,0 +1,211 @@
+//! Headers that the configuration asks for: which it may, and how their values are shown.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+};
+
+use super::{
+    PolicyConfig,
+    client::ClientAddress,
+    redactor,
+    rules::Place,
+    segment::{MASK, Shape, mask_addresses, shape},
+};
+use crate::{
+    correlate::wanted::Kept,
+    span::{Attribute, Value},
+};
+
+/// What names of headers that carry credentials have in them.
+const CREDENTIALS: &[&str] = &[
+    "api-key",
+    "apikey",
+    "auth-",
+    "-auth",
+    "authent",
+    "authoriz",
+    "cookie",
+    "credential",
+    "csrf",
+    "passw",
+    "private-key",
+    "secret",
+    "session",
+    "signature",
+    "token",
+    "xsrf",
+];
+
+/// The longest name.
+const NAME_MAX: usize = 64;
+
+/// Whether a header may be asked for.
+///
+/// # Errors
+///
+/// When it is no name of a header, or one that carries credentials; in one line.
+pub fn check(name: &str) -> Result<(), String> {
+    let lower = name.to_ascii_lowercase();
+    if name.len() > NAME_MAX || http::HeaderName::try_from(&lower).is_err() {
+        return Err(format!("{name:?} is no name of a header"));
+    }
+    match CREDENTIALS.iter().any(|word| lower.contains(word)) {
+        true => Err(format!(
+            "{name:?} carries credentials, which are never kept; leave it out"
+        )),
+        false => Ok(()),
+    }
+}
+
+/// The attribute of a header, of a request or a response. One name is kept for as long as the process
+/// lives: there are as many as configurations name.
+pub fn attribute(is_request: bool, name: &str) -> &'static str {
+    static KNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+
+    let side = if is_request { "request" } else { "response" };
+    let text = format!("http.{side}.header.{}", name.to_ascii_lowercase());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = known.get(text.as_str()) {
+        return known;
+    }
+    let text: &'static str = text.leak();
+    known.insert(text);
+    text
+}
+
+/// Adds the attributes of the headers that were kept: each name has the list of its values.
+pub(super) fn attributes(kept: &[Kept], config: &PolicyConfig, out: &mut Vec<Attribute>) {
+    for (name, value) in kept {
+        let value = Cow::Owned(shown(name, value, config));
+        match out.iter_mut().find(|(known, _)| known == name) {
+            Some((_, Value::StrList(values))) => values.push(value),
+            _ => out.push((name, Value::StrList(vec![value]))),
+        }
+    }
+}
+
+/// A value as it may be shown.
+fn shown(attribute: &str, value: &str, config: &PolicyConfig) -> String {
+    let name = attribute.rsplit('.').next().unwrap_or_default();
+    let ruled = config.rules.apply(Place::Header, value);
+    match name {
+        "referer" | "origin" | "location" | "content-location" | "refresh" | "link" => {
+            redactor::url(config, &ruled)
+        }
+        // A client's address by another name.
+        "x-forwarded-for" | "x-real-ip" | "x-client-ip" | "true-client-ip" | "cf-connecting-ip"
+        | "forwarded" | "via" => match config.client_address {
+            ClientAddress::Whole => ruled.into_owned(),
+            _ => addresses(&ruled, &config.client_address),
+        },
+        _ if !config.redact => ruled.into_owned(),
+        _ if matches!(shape(&ruled), Shape::Secret(_)) => MASK.to_owned(),
+        _ => words(&ruled),
+    }
+}
+
+/// A list of addresses, each as clients' addresses are shown; what is none is masked.
+fn addresses(text: &str, how: &ClientAddress) -> String {
+    let shown = text.split(',').map(|part| {
+        let part = part.trim();
+        part.parse::<IpAddr>()
+            .map_or_else(|_| MASK.to_owned(), |address| how.shown(address))
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+/// A text without the words in it that look like secrets.
+fn words(text: &str) -> String {
+    let masked = mask_addresses(text);
+    let is_end = |c: char| c.is_whitespace() || matches!(c, ',' | ';' | '=' | '"');
+    masked
+        .split_inclusive(is_end)
+        .map(|word| {
+            let bare = word.trim_end_matches(is_end);
+            match shape(bare) {
+                Shape::Secret(_) => format!("{MASK}{}", &word[bare.len()..]),
+                _ => word.to_owned(),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    /// What carries credentials can never be asked for, however it is written.
+    #[test]
+    fn credentials_are_refused() {
+        for name in [
+            "Authorization",
+            "PROXY-AUTHORIZATION",
+            "cookie",
+            "Set-Cookie",
+            "X-Api-Key",
+            "apikey",
+            "X-Auth-Token",
+            "x-amz-security-token",
+            "x-csrf-token",
+            "WWW-Authenticate",
+            "x-session-id",
+            "x-hub-signature-256",
+        ] {
+            let error = check(name).unwrap_err();
+            assert!(error.contains("never kept"), "{error}");
+        }
+        for name in ["", "a b", "x:y", "ü"] {
+            assert!(check(name).unwrap_err().contains("is no name"), "{name}");
+        }
+        for name in [
+            "X-Request-Id",
+            "accept-language",
+            "cache-control",
+            "x-tenant",
+        ] {
+            check(name).unwrap();
+        }
+    }
+
+    /// Values of one header are one attribute; what looks like a secret in them is masked, URLs lose
+    /// their queries, and addresses are shown as clients' are.
+    #[test]
+    fn values_are_masked() {
+        let name = |name| attribute(true, name);
+        assert_eq!(name("X-Tenant"), "http.request.header.x-tenant");
+        assert_eq!(attribute(false, "x"), "http.response.header.x");
+        let kept = [
+            ("X-Tenant", "blue"),
+            ("X-Tenant", "alice@example.com; card=4111111111111111"),
+            ("referer", "https://u:p@h/a/alice@example.com?t=geheim"),
+            ("x-forwarded-for", "203.0.113.77, unknown"),
+        ]
+        .map(|(header, value): (_, &str)| (name(header), value.into()));
+        let config = PolicyConfig {
+            client_address: ClientAddress::Cut,
+            ..PolicyConfig::default()
+        };
+        let mut out = Vec::new();
+        attributes(&kept, &config, &mut out);
+        let list = |values: &[&'static str]| {
+            Value::StrList(values.iter().map(|value| Cow::Borrowed(*value)).collect())
+        };
+        assert_eq!(
+            out,
+            [
+                (name("x-tenant"), list(&["blue", "REDACTED"])),
+                (
+                    name("referer"),
+                    list(&["https://REDACTED:REDACTED@h/a/REDACTED?t=REDACTED"])
+                ),
+                (name("x-forwarded-for"), list(&["203.0.113.0, REDACTED"])),
+            ]
+        );
+        assert_eq!(words("a=4111111111111111; b"), "a=REDACTED; b");
+    }
+}

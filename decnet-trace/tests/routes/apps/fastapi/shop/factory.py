@@ -1,0 +1,7 @@
+"""The same application, made when the server asks for it."""
+
+
+def create_app():
+    from .main import app
+
+    return app
