@@ -23,16 +23,17 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use decnet_trace::{
     bpf::load::{Bpf, LoadOptions},
-    correlate::{Correlator, Limits, identity::Identities},
-    decode::{Event, decode, timestamp},
+    decode::{decode, timestamp},
     export::{
         ExportConfig, Exporters, SummaryConfig,
         otlp::{OtlpConfig, Protocol},
     },
     ingest::Ingest,
+    pipeline::records::Decoder,
     policy::{Policy, PolicyConfig},
     python::{Inspection, Inspector},
     span::{Resource, Span, Value},
+    store::StoreConfig,
     telemetry::{
         Counters,
         clock::{read, unix_offset},
@@ -235,11 +236,9 @@ impl Trace {
 
 /// The user side up to its spans.
 struct Line {
-    identities: Identities,
-    correlator: Correlator,
+    decoder: Decoder,
     policy: Policy,
     resource: Arc<Resource>,
-    exchanges: Vec<decnet_trace::correlate::exchange::Exchange>,
     due: u64,
 }
 
@@ -254,8 +253,7 @@ enum Stage {
 impl Line {
     fn new(counters: &Arc<Counters>) -> Result<Self> {
         Ok(Self {
-            identities: Identities::default(),
-            correlator: Correlator::new(Limits::default()),
+            decoder: Decoder::new(None, Arc::default()),
             policy: Policy::new(PolicyConfig::default(), Arc::clone(counters))
                 .map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?,
             resource: Arc::new(Resource {
@@ -263,41 +261,23 @@ impl Line {
                 service_name: "bench".into(),
                 attributes: vec![("service.name".into(), Value::Str("bench".into()))],
             }),
-            exchanges: Vec::new(),
             due: 0,
         })
     }
 
     /// What the pipeline does with a record, as far as that stage.
     fn record(&mut self, bytes: &[u8], stage: Stage, mut each: impl FnMut(Span)) {
-        let Ok(event) = decode(bytes) else { return };
         if stage < Stage::Correlate {
-            black_box(&event);
+            let _ = black_box(decode(bytes));
             return;
         }
-        match event {
-            Event::SockOp(mut op, payload, _) => {
-                op.context = self.identities.on_sock_op(&op).to_bits();
-                self.correlator
-                    .on_sock_op(&op, payload, &mut self.exchanges);
-            }
-            Event::SockState(state) => {
-                self.identities.on_sock_state(&state);
-                self.correlator.on_sock_state(&state, &mut self.exchanges);
-            }
-            Event::Proc(event) => {
-                self.identities.on_proc(&event);
-                self.correlator.on_proc(&event, &mut self.exchanges);
-            }
-            Event::Lineage(step) => self.identities.on_lineage(&step),
-            _ => {}
-        }
+        self.decoder.replay(bytes);
         let now = timestamp(bytes).unwrap_or(0);
         if now >= self.due {
             self.due = now + ROUND;
-            self.correlator.tick(now, &mut self.exchanges);
+            self.decoder.tick(now);
         }
-        let exchanges = self.exchanges.drain(..);
+        let exchanges = self.decoder.finished();
         if stage == Stage::Span {
             let clock = unix_offset_once();
             for exchange in exchanges {
@@ -359,7 +339,7 @@ fn replay(path: &Path, samples: usize, time: Duration, otlp: &str) -> Result<()>
     }
     let spans = spans(&mut trace, &counters)?;
     let mut sinks = Vec::new();
-    for name in ["summary", "file", "otlp"] {
+    for name in ["summary", "store", "file", "otlp"] {
         let (mut nanos, mut allocations) = (Vec::new(), Vec::new());
         for _ in 0..samples {
             let (used, allocated) = sink(name, &spans, time, otlp)
@@ -399,6 +379,13 @@ fn sink(name: &str, spans: &[Span], time: Duration, otlp: &str) -> Result<(f64, 
     match name {
         "summary" => config.summary = Some(SummaryConfig::default()),
         "file" => config.spans_file = Some(dir.clone()),
+        "store" => {
+            config.store = Some(StoreConfig {
+                folder: dir.clone(),
+                is_required: true,
+                ..StoreConfig::default()
+            });
+        }
         _ => {
             let mut endpoint = OtlpConfig::new(otlp);
             endpoint.protocol = Protocol::HttpProtobuf;
@@ -427,7 +414,10 @@ fn sink(name: &str, spans: &[Span], time: Duration, otlp: &str) -> Result<(f64, 
         allocated += allocations_now() - before.1;
     }
     exporters.shutdown(Duration::from_secs(10));
-    let _ = fs::remove_file(&dir);
+    let _ = match dir.is_dir() {
+        true => fs::remove_dir_all(&dir),
+        false => fs::remove_file(&dir),
+    };
     let lost: Vec<_> = counters
         .iter()
         .filter(|(name, value)| name.contains("lost") && *value > 0)

@@ -36,6 +36,7 @@ fn smallest(kind: Kind) -> Option<Report> {
         window: Some(0.3),
         scenario: vec!["plain".to_owned()],
         json: Some(json.clone()),
+        markdown: None,
         compare: None,
         minutes: Some(0.05),
         agent: Some(PathBuf::from(env!("CARGO_BIN_EXE_decnet-trace"))),

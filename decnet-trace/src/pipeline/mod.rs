@@ -15,7 +15,7 @@ mod minutes;
 mod outcome;
 mod processes;
 mod statements;
-mod records;
+pub mod records;
 mod reload;
 mod wall;
 mod worker;

@@ -7,7 +7,7 @@ use decnet_trace_common::event;
 use super::{discovery::DiscoveryThread, live::Live, statements::Sighting};
 use crate::{
     correlate::{
-        Correlator,
+        Correlator, Limits,
         exchange::Exchange,
         identity::{Identities, Identity},
         statement::Statement,
@@ -22,7 +22,7 @@ const SIGHTINGS_MAX: usize = 4;
 
 /// The part of the state that each record goes through; apart from the rest so that the rings can be
 /// read meanwhile.
-pub(super) struct Decoder {
+pub struct Decoder {
     pub(super) identities: Identities,
     pub(super) correlator: Correlator,
     pub(super) profile: Option<Aggregator>,
@@ -38,8 +38,36 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
+    /// One that has seen nothing. Samples are counted by `profile`, where there is one.
+    pub fn new(profile: Option<Aggregator>, live: Arc<Live>) -> Self {
+        Self {
+            identities: Identities::default(),
+            correlator: Correlator::new(Limits::default()),
+            profile,
+            exchanges: Vec::new(),
+            statements: Statements::new(),
+            executed: Vec::new(),
+            wanted: 0,
+            sightings: Vec::new(),
+            live,
+            undecoded: 0,
+        }
+    }
+
+    /// Sends one record where it belongs, as it was taken from a ring. For replays: nobody looks for
+    /// processes.
+    pub fn replay(&mut self, bytes: &[u8]) {
+        self.record(bytes, None);
+    }
+
+    /// Takes out the requests and calls that are over.
+    pub fn finished(&mut self) -> impl Iterator<Item = Exchange> {
+        self.executed.clear();
+        self.exchanges.drain(..)
+    }
+
     /// Lets time pass.
-    pub(super) fn tick(&mut self, now: u64) {
+    pub fn tick(&mut self, now: u64) {
         self.correlator.tick(now, &mut self.exchanges);
         self.statements.flush(now, &mut self.executed);
     }

@@ -36,12 +36,7 @@ use crate::{
 const STRETCHES: usize = 3;
 
 /// What is looked at on each route.
-fn variants(scenario: Scenario) -> &'static [&'static str] {
-    match scenario.name {
-        "calls" => &["agent", "spans", "everything"],
-        _ => &["agent", "everything"],
-    }
-}
+const LOOKED_AT: [&str; 2] = ["agent", "everything"];
 
 /// How long a stretch under statistics is.
 fn stretch(setup: &Setup) -> Duration {
@@ -51,15 +46,12 @@ fn stretch(setup: &Setup) -> Duration {
 /// How long it takes.
 pub fn plan(setup: &Setup) -> Duration {
     let pair = 3 * setup.window + Duration::from_secs(2);
-    let pairs = u32::try_from(setup.pairs).unwrap_or(u32::MAX);
-    setup
-        .scenarios
-        .iter()
-        .map(|scenario| {
-            let variants = u32::try_from(variants(*scenario).len()).unwrap_or(1);
-            Duration::from_secs(8) + variants * (pairs * pair + 4 * stretch(setup))
-        })
-        .sum::<Duration>()
+    let pairs = match setup.all {
+        true => 0,
+        false => u32::try_from(setup.pairs).unwrap_or(u32::MAX),
+    };
+    let accounts = u32::try_from(setup.scenarios.len() * LOOKED_AT.len()).unwrap_or(1);
+    accounts * (pairs * pair + 4 * stretch(setup) + Duration::from_secs(4))
         + Duration::from_secs(10)
 }
 
@@ -209,17 +201,21 @@ pub fn run(
     let refused = refused(setup, services, progress)?;
     let shown = report.note("kernel/refused", "ns", refused.clone());
     progress.clear();
-    println!(
-        "\n{}\na trap at a function's entry {entry} ns, with one at its return {both} ns; a socket \
-         operation of a process that is not traced {shown} ns",
-        setup.style.head("kernel: prices")
-    );
+    let mut table = Table::new(&["kernel: prices", "ns"]);
+    for (what, price) in [
+        ("a trap at a function's entry", entry),
+        ("with one at its return", both),
+        ("a socket operation of a process that is not traced", shown),
+    ] {
+        table.row([what.to_owned(), price]);
+    }
+    report.section("kernel: prices", "", &table);
     let refused = median(&refused).unwrap_or_default();
     let object = paths::target().join("decnet-trace.bpf.o");
     let object = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
     let names = Names::of(&object)?;
     for &scenario in &setup.scenarios {
-        for name in variants(scenario) {
+        for name in LOOKED_AT {
             let variant = Variant::named(name).context("no such variant")?;
             let account = Account {
                 setup,
@@ -230,9 +226,7 @@ pub fn run(
                 names: &names,
                 prices: &prices,
             };
-            let text = account.take(progress, report)?;
-            progress.clear();
-            print!("{text}");
+            account.take(progress, report)?;
         }
     }
     Ok(())
@@ -279,7 +273,7 @@ struct Account<'a> {
 }
 
 impl Account<'_> {
-    fn take(&self, progress: &mut Progress, report: &mut Report) -> Result<String> {
+    fn take(&self, progress: &mut Progress, report: &mut Report) -> Result<()> {
         let Self {
             setup,
             services,
@@ -308,11 +302,20 @@ impl Account<'_> {
             progress.check()?;
         }
         agent.stop()?;
-        let paired = cpu_more(setup, services, &service, *scenario, *variant, progress)?;
-        Ok(self.table(&stretches, paired, report))
+        let id = format!(
+            "overhead/{}/saturated/{}/cpu_more",
+            scenario.name, variant.name
+        );
+        let paired = match report.get(&id) {
+            Some(measured) => measured.samples.clone(),
+            None => cpu_more(setup, services, &service, *scenario, *variant, progress)?,
+        };
+        progress.clear();
+        self.table(&stretches, paired, report);
+        Ok(())
     }
 
-    fn table(&self, stretches: &[Stretch], paired: Vec<f64>, report: &mut Report) -> String {
+    fn table(&self, stretches: &[Stretch], paired: Vec<f64>, report: &mut Report) {
         let id = format!("kernel/{}/{}", self.scenario.name, self.variant.name);
         let mut table = Table::new(&[
             "program",
@@ -389,14 +392,8 @@ impl Account<'_> {
             paired,
         );
         row("not accounted for".into(), "rest", String::new(), rest);
-        format!(
-            "\n{}\n{table}",
-            self.setup.style.head(&format!(
-                "kernel, {}: {}",
-                self.scenario.name,
-                self.variant.what()
-            ))
-        )
+        let title = format!("kernel, {}: {}", self.scenario.name, self.variant.what());
+        report.section(&title, "", &table);
     }
 
     /// Uprobes hit per request, and their traps' price in µs.

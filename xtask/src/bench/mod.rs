@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod depth;
+pub mod flame;
 pub mod kernel;
 pub mod machine;
 pub mod memory;
@@ -17,9 +18,9 @@ pub mod stats;
 pub mod table;
 pub mod trap;
 
-use std::{path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
 use self::{
@@ -49,6 +50,8 @@ pub enum Kind {
     Memory,
     /// What each rung of identity costs a request, its probes' traps among it
     Rungs,
+    /// The agent's own flamegraph at 3,000 requests a second, target/bench/agent-3000.svg
+    Flame,
     /// All of them
     All,
 }
@@ -64,7 +67,7 @@ pub struct BenchArgs {
     /// Pairs of windows with and without [default: 10, quick 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub pairs: Option<u32>,
-    /// The length of a window, in seconds [default: 3, quick 1]
+    /// The length of a window, in seconds [default: 2, quick 1]
     #[arg(long, value_name = "SECS")]
     pub window: Option<f64>,
     /// Only this route of the service: sqlite, plain, def, calls, postgres, rows (may be given again)
@@ -73,10 +76,13 @@ pub struct BenchArgs {
     /// Write the figures to this file, as JSON [default: target/bench/KIND.json]
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write the tables to this file, as Markdown
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
     /// Compare with the figures in this file, which an earlier run wrote
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,
-    /// For how many minutes to watch whether memory grows [default: 30, quick 0.2]
+    /// For how many minutes to watch whether memory grows [default: 10, quick 0.2]
     #[arg(long, value_name = "MINUTES")]
     pub minutes: Option<f64>,
     /// The agent to measure, instead of one built from this tree
@@ -94,6 +100,8 @@ pub struct Setup {
     pub agent: PathBuf,
     /// Whether it is a quick one.
     pub quick: bool,
+    /// Whether all kinds are run: then none repeats what another has measured.
+    pub all: bool,
     /// Pairs of windows.
     pub pairs: usize,
     /// A window's length.
@@ -110,11 +118,11 @@ pub struct Setup {
 
 impl Setup {
     fn new(args: &BenchArgs, agent: PathBuf) -> Result<Self> {
-        let seconds = args.window.unwrap_or(if args.quick { 1.0 } else { 3.0 });
+        let seconds = args.window.unwrap_or(if args.quick { 1.0 } else { 2.0 });
         if !(0.1..=600.0).contains(&seconds) {
             bail!("--window {seconds} is no length to measure for: say 0.1 to 600 seconds");
         }
-        let minutes = args.minutes.unwrap_or(if args.quick { 0.2 } else { 30.0 });
+        let minutes = args.minutes.unwrap_or(if args.quick { 0.2 } else { 10.0 });
         if !(0.01..=10_000.0).contains(&minutes) {
             bail!("--minutes {minutes} is no time to watch for: say 0.01 to 10000 minutes");
         }
@@ -129,6 +137,7 @@ impl Setup {
         Ok(Self {
             agent,
             quick: args.quick,
+            all: args.kind == Kind::All,
             pairs: args.pairs.unwrap_or(if args.quick { 3 } else { 10 }) as usize,
             window: Duration::from_secs_f64(seconds),
             scenarios,
@@ -180,6 +189,11 @@ const PARTS: &[Part] = &[
         kind: Kind::Memory,
         plan: memory::plan,
         run: memory::run,
+    },
+    Part {
+        kind: Kind::Flame,
+        plan: flame::plan,
+        run: flame::run,
     },
 ];
 
@@ -248,6 +262,10 @@ pub fn run(args: &BenchArgs) -> Result<Report> {
         None => services::folder()?.join(format!("{}.json", name(args.kind))),
     };
     report.write(&path)?;
+    if let Some(path) = &args.markdown {
+        fs::write(path, report.document())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     if let Some(old) = &old {
         println!(
             "\n{}\n{}",

@@ -17,7 +17,7 @@ use super::{
     report::{Report, number},
     services::{Pace, Scenario, Services, Window, of, py_spy, window},
     stats::median,
-    table::{Style, Table},
+    table::Table,
 };
 use crate::bed::service::Service;
 
@@ -38,8 +38,6 @@ pub struct Variant {
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// Nothing at all: what this shows is noise.
-    Nothing,
     /// The agent, with these arguments; `PID`, `BACKEND` and `{}` (a folder) are filled in.
     Agent(&'static [&'static str]),
     /// py-spy record, so many times a second.
@@ -48,17 +46,30 @@ enum Kind {
     Inside(&'static str),
 }
 
-/// All of them; the first is the noise floor.
+/// The noise floor's name in ids: windows without against windows without.
+const NOISE: &str = "noise";
+
+/// All of them.
 pub const VARIANTS: &[Variant] = &[
-    Variant {
-        name: "noise",
-        what: "noise floor: nothing against nothing",
-        kind: Kind::Nothing,
-    },
     Variant {
         name: "agent",
         what: "agent, its defaults (run --pid)",
         kind: Kind::Agent(&["run", "--pid", "PID", "--store", "{}/store"]),
+    },
+    Variant {
+        name: "sampled",
+        what: "agent, 1 % sampled",
+        kind: Kind::Agent(&[
+            "run",
+            "--pid",
+            "PID",
+            "--store",
+            "{}/store",
+            "--sampler",
+            "traceidratio",
+            "--sampler-arg",
+            "0.01",
+        ]),
     },
     Variant {
         name: "spans",
@@ -176,6 +187,12 @@ impl Variant {
         self.what
     }
 
+    /// Whether it is measured in this round. What the agent is compared with needs no narrow interval: it is
+    /// measured in every other one.
+    fn is_due(&self, round: usize) -> bool {
+        matches!(self.kind, Kind::Agent(_)) || round.is_multiple_of(2)
+    }
+
     /// The agent's arguments, for that service.
     pub fn args(&self, pid: u32, backend: &str) -> Option<Vec<String>> {
         let Kind::Agent(args) = self.kind else {
@@ -192,18 +209,23 @@ impl Variant {
     }
 }
 
-/// What is compared on which route, and at which pace.
+/// What is compared on which route, and at which pace. What the agent is compared with is on two routes.
 fn variants(scenario: &str, pace: Pace, quick: bool) -> Vec<Variant> {
     let names: &[&str] = match (scenario, pace) {
-        ("sqlite", Pace::Saturated) => {
-            return VARIANTS.to_vec();
-        }
-        ("sqlite", Pace::Fixed(_)) if !quick => &["noise", "agent", "everything", "py-spy", "otel"],
-        ("calls", Pace::Saturated) if !quick => {
-            &["noise", "agent", "spans", "lineage", "everything", "otel"]
-        }
-        _ if quick => &["noise", "agent"],
-        _ => &["noise", "agent", "everything"],
+        ("sqlite", Pace::Saturated) => return VARIANTS.to_vec(),
+        ("sqlite", Pace::Fixed(_)) if !quick => &["agent", "sampled", "otel"],
+        ("calls", Pace::Saturated) if !quick => &[
+            "agent",
+            "sampled",
+            "everything",
+            "py-spy",
+            "otel",
+            "memray",
+            "pyinstrument",
+        ],
+        ("plain", Pace::Saturated) if !quick => &["agent", "sampled", "everything"],
+        (_, Pace::Saturated) if !quick => &["agent", "everything"],
+        _ => &["agent"],
     };
     names
         .iter()
@@ -214,9 +236,17 @@ fn variants(scenario: &str, pace: Pace, quick: bool) -> Vec<Variant> {
 /// The paces of a route, the fixed rate yet to be found.
 fn paces(scenario: &str, quick: bool) -> &'static [Pace] {
     match scenario {
-        _ if !quick => &[Pace::Saturated, Pace::Fixed(0.0)],
         "sqlite" => &[Pace::Saturated, Pace::Fixed(0.0)],
+        "plain" if !quick => &[Pace::Saturated, Pace::Fixed(0.0)],
         _ => &[Pace::Saturated],
+    }
+}
+
+/// How many rounds there are at a pace.
+fn rounds(setup: &Setup, pace: Pace) -> usize {
+    match pace {
+        Pace::Saturated => setup.pairs,
+        Pace::Fixed(_) => setup.pairs.div_ceil(2),
     }
 }
 
@@ -231,12 +261,15 @@ pub fn plan(setup: &Setup) -> Duration {
     let mut windows = 0;
     for scenario in &setup.scenarios {
         for &pace in paces(scenario.name, setup.quick) {
-            windows += variants(scenario.name, pace, setup.quick).len() * setup.pairs;
+            for variant in variants(scenario.name, pace, setup.quick) {
+                let rounds = 0..rounds(setup, pace);
+                windows += rounds.filter(|round| variant.is_due(*round)).count();
+            }
         }
     }
     let windows = u32::try_from(windows).unwrap_or(u32::MAX);
     windows * (2 * each + ATTACH)
-        + Duration::from_secs(15) * u32::try_from(setup.scenarios.len()).unwrap_or(1)
+        + Duration::from_secs(12) * u32::try_from(setup.scenarios.len()).unwrap_or(1)
 }
 
 /// The services of one route: the plain one, and one for each tool that works inside of a process.
@@ -269,6 +302,32 @@ struct Pair {
     before: Window,
     with: Window,
     after: Window,
+    /// The CPU time of a tool that works from outside, in µs per request of the service.
+    outside: Option<f64>,
+}
+
+/// What was measured on one route at one pace.
+#[derive(Debug, Default)]
+struct Pairs {
+    with: BTreeMap<&'static str, Vec<Pair>>,
+    /// All windows without, in their order.
+    without: Vec<Window>,
+}
+
+impl Pairs {
+    /// Nothing against nothing: every other window without, against the mean of the two without beside it.
+    fn noise(&self) -> Vec<Pair> {
+        self.without
+            .windows(3)
+            .step_by(2)
+            .map(|three| Pair {
+                before: three[0],
+                with: three[1],
+                after: three[2],
+                outside: None,
+            })
+            .collect()
+    }
 }
 
 /// A reading of a window.
@@ -320,7 +379,7 @@ pub fn cpu_more(
         pace: Pace::Saturated,
     };
     let pairs = run.pairs("kernel", &[variant], progress)?;
-    Ok(pairs.values().flatten().map(Pair::cpu_more).collect())
+    Ok(pairs.with.values().flatten().map(Pair::cpu_more).collect())
 }
 
 /// Measures all routes, and prints a table for each.
@@ -352,14 +411,10 @@ pub fn run(
             };
             let variants = variants(scenario.name, pace, setup.quick);
             let pairs = run.pairs("overhead", &variants, progress)?;
-            let untraced: Vec<_> = pairs
-                .values()
-                .flatten()
-                .map(|pair| pair.without(|window| window.throughput))
-                .collect();
+            let untraced: Vec<_> = pairs.without.iter().map(|w| w.throughput).collect();
             saturated = saturated.or_else(|| median(&untraced));
             progress.clear();
-            print!("{}", run.table(&pairs, setup.style, report));
+            run.table(&pairs, report);
         }
     }
     Ok(())
@@ -386,64 +441,69 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn pairs(
-        &self,
-        kind: &str,
-        variants: &[Variant],
-        progress: &mut Progress,
-    ) -> Result<BTreeMap<&'static str, Vec<Pair>>> {
-        let mut pairs: BTreeMap<_, Vec<Pair>> = BTreeMap::new();
+    fn pairs(&self, kind: &str, variants: &[Variant], progress: &mut Progress) -> Result<Pairs> {
+        let mut pairs = Pairs::default();
         let stop = Arc::clone(progress.stop());
         let each = self.setup.window + warm_up(self.setup.window);
+        let rounds = rounds(self.setup, self.pace);
         let mut before = self.without(&stop)?;
-        for round in 0..self.setup.pairs {
+        pairs.without.push(before);
+        for round in 0..rounds {
             for n in 0..variants.len() {
                 // Each round begins with another one: none always follows the same.
                 let variant = variants[(n + round) % variants.len()];
+                if !variant.is_due(round) {
+                    continue;
+                }
                 progress.step(
                     &format!(
-                        "{kind}, {}, {}: {}, {} of {}",
+                        "{kind}, {}, {}: {}, {} of {rounds}",
                         self.scenario.name,
                         self.pace_name(),
                         variant.name,
                         round + 1,
-                        self.setup.pairs
                     ),
                     2 * each + ATTACH,
                 )?;
-                let with = self.with(variant, &stop)?;
+                let (with, outside) = self.with(variant, &stop)?;
                 let after = self.without(&stop)?;
                 progress.check()?;
                 let pair = Pair {
                     before,
                     with,
                     after,
+                    outside,
                 };
-                pairs.entry(variant.name).or_default().push(pair);
+                pairs.with.entry(variant.name).or_default().push(pair);
+                pairs.without.push(after);
                 before = after;
             }
+        }
+        // As many as it takes to compare one with two others.
+        while pairs.without.len() < 3 {
+            pairs.without.push(self.without(&stop)?);
         }
         Ok(pairs)
     }
 
     fn without(&self, stop: &Arc<AtomicBool>) -> Result<Window> {
-        self.measured(self.plain, stop)
+        self.measured(self.plain, None, stop)
+            .map(|(window, _)| window)
     }
 
-    fn with(&self, variant: Variant, stop: &Arc<AtomicBool>) -> Result<Window> {
+    fn with(&self, variant: Variant, stop: &Arc<AtomicBool>) -> Result<(Window, Option<f64>)> {
         let pid = self.plain.pid;
         let tool = match variant.kind {
-            Kind::Nothing => return self.without(stop),
             Kind::Inside(tool) => {
                 let service = self.inside.get(tool).context("no such service")?;
-                return self.measured(service, stop);
+                return self.measured(service, None, stop);
             }
             Kind::PySpy(rate) => Tool::py_spy(&py_spy(&self.services.venv), pid, rate)?,
             Kind::Agent(_) => self.agent(&self.setup.agent, variant, pid)?,
         };
-        let window = self.measured(self.plain, stop)?;
+        let measured = self.measured(self.plain, Some(&tool), stop)?;
         tool.stop()?;
-        Ok(window)
+        Ok(measured)
     }
 
     fn agent(&self, program: &Path, variant: Variant, pid: u32) -> Result<Tool> {
@@ -452,16 +512,23 @@ impl Run<'_> {
         Tool::agent(program, &args)
     }
 
-    fn measured(&self, service: &Service, stop: &Arc<AtomicBool>) -> Result<Window> {
-        let warm_up = warm_up(self.setup.window);
-        window(self.scenario, of(service), self.pace, warm_up, stop)?;
-        window(
-            self.scenario,
-            of(service),
-            self.pace,
-            self.setup.window,
-            stop,
-        )
+    /// A window, and what the tool beside it took of the CPUs meanwhile, in µs per request.
+    fn measured(
+        &self,
+        service: &Service,
+        tool: Option<&Tool>,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<(Window, Option<f64>)> {
+        let window = |time| window(self.scenario, of(service), self.pace, time, stop);
+        window(warm_up(self.setup.window))?;
+        let before = tool.map(Tool::cpu).transpose()?;
+        let seen = window(self.setup.window)?;
+        let after = tool.map(Tool::cpu).transpose()?;
+        #[expect(clippy::cast_precision_loss, reason = "below 2^52")]
+        let outside = after.zip(before).map(|(after, before)| {
+            after.saturating_sub(before).as_secs_f64() * 1e6 / seen.requests as f64
+        });
+        Ok((seen, outside))
     }
 
     fn pace_name(&self) -> &'static str {
@@ -471,21 +538,9 @@ impl Run<'_> {
         }
     }
 
-    /// Notes the figures, and gives them as a table.
-    fn table(
-        &self,
-        pairs: &BTreeMap<&'static str, Vec<Pair>>,
-        style: Style,
-        report: &mut Report,
-    ) -> String {
+    /// Notes the figures, and shows them as a table.
+    fn table(&self, pairs: &Pairs, report: &mut Report) {
         let id = format!("overhead/{}/{}", self.scenario.name, self.pace_name());
-        let of_untraced = |metric: Metric| -> Vec<f64> {
-            pairs
-                .values()
-                .flatten()
-                .map(|pair| pair.without(metric))
-                .collect()
-        };
         let mut absolute = Vec::new();
         for (name, metric) in METRICS {
             let (unit, label) = match *name {
@@ -493,7 +548,7 @@ impl Run<'_> {
                 "cpu" => ("us/request", "µs of CPU per request"),
                 _ => ("ms", "ms"),
             };
-            let samples = of_untraced(*metric);
+            let samples: Vec<_> = pairs.without.iter().map(*metric).collect();
             let value = median(&samples).map_or_else(|| "-".to_owned(), number);
             report.note(format!("{id}/untraced/{name}"), unit, samples);
             absolute.push(match *name {
@@ -507,19 +562,25 @@ impl Run<'_> {
             name => name,
         }));
         head.push("CPU per request, µs more");
+        head.push("the tool's own CPU per request, µs");
         let mut table = Table::new(&head);
-        for variant in VARIANTS {
-            let Some(pairs) = pairs.get(variant.name) else {
-                continue;
-            };
-            let id = format!("{id}/{}", variant.name);
-            let mut row = vec![variant.what.to_owned()];
+        let noise = pairs.noise();
+        let noise = (NOISE, "noise floor: nothing against nothing", &noise);
+        let tools = VARIANTS.iter().filter_map(|variant| {
+            let pairs = pairs.with.get(variant.name)?;
+            Some((variant.name, variant.what, pairs))
+        });
+        for (name, what, pairs) in std::iter::once(noise).chain(tools) {
+            let id = format!("{id}/{name}");
+            let mut row = vec![what.to_owned()];
             for (name, metric) in METRICS {
                 let ratios = pairs.iter().map(|pair| pair.ratio(*metric)).collect();
                 row.push(report.note(format!("{id}/{name}"), "ratio", ratios));
             }
             let more = pairs.iter().map(Pair::cpu_more).collect();
             row.push(report.note(format!("{id}/cpu_more"), "us/request", more));
+            let outside = pairs.iter().filter_map(|pair| pair.outside).collect();
+            row.push(report.note(format!("{id}/outside"), "us/request", outside));
             table.row(row);
         }
         let pace = match self.pace {
@@ -529,16 +590,16 @@ impl Run<'_> {
                 number(rate)
             ),
         };
-        format!(
-            "\n{}\n{} pairs of {} s; untraced: {}\n{table}",
-            style.head(&format!(
-                "{}: {}, {pace}",
-                self.scenario.name, self.scenario.what
-            )),
-            self.setup.pairs,
-            self.setup.window.as_secs_f64(),
-            absolute.join(", ")
-        )
+        report.section(
+            &format!("{}: {}, {pace}", self.scenario.name, self.scenario.what),
+            &format!(
+                "{} pairs of {} s (of what the agent is compared with, half as many); untraced: {}",
+                rounds(self.setup, self.pace),
+                self.setup.window.as_secs_f64(),
+                absolute.join(", ")
+            ),
+            &table,
+        );
     }
 }
 
@@ -567,24 +628,44 @@ mod tests {
             before: flat(100.0),
             with: flat(90.0),
             after: flat(80.0),
+            outside: None,
         };
         assert!((pair.ratio(|window| window.throughput) - 1.0).abs() < 1e-9);
     }
 
-    /// The noise floor is measured first and on every route, and the agent's defaults on all of them.
+    /// Noise is of windows that nothing else was measured by, and as many as there are.
+    #[test]
+    fn noise() {
+        let pairs = Pairs {
+            without: [100.0, 90.0, 80.0, 60.0, 40.0, 1.0].map(flat).to_vec(),
+            ..Pairs::default()
+        };
+        let noise: Vec<_> = pairs
+            .noise()
+            .iter()
+            .map(|pair| pair.ratio(|window| window.throughput))
+            .collect();
+        assert_eq!(noise, [1.0, 1.0]);
+    }
+
+    /// The agent's defaults are measured on all routes, in every round; what it is compared with, in every
+    /// other.
     #[test]
     fn always_there() {
         for scenario in super::super::services::SCENARIOS {
             for quick in [false, true] {
                 for &pace in paces(scenario.name, quick) {
-                    let names: Vec<_> = variants(scenario.name, pace, quick)
-                        .iter()
-                        .map(|variant| variant.name)
-                        .collect();
-                    assert_eq!(names[..2], ["noise", "agent"], "{}", scenario.name);
+                    let first = variants(scenario.name, pace, quick)[0];
+                    assert_eq!(first.name, "agent", "{}", scenario.name);
+                    assert!((0..4).all(|round| first.is_due(round)));
                 }
             }
         }
+        let other = Variant::named("memray").unwrap();
+        assert_eq!(
+            [0, 1, 2, 3].map(|round| other.is_due(round)),
+            [true, false, true, false]
+        );
     }
 
     /// The agent's arguments name the service and the backend.
@@ -600,7 +681,7 @@ mod tests {
                 .any(|two| two == ["--otlp-endpoint", "http://b"]),
             "{args:?}"
         );
-        assert!(Variant::named("noise").unwrap().args(1, "").is_none());
+        assert!(Variant::named("memray").unwrap().args(1, "").is_none());
     }
 
     /// Rates are round.

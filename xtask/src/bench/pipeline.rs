@@ -33,12 +33,23 @@ const RATE: f64 = 300.0;
 
 /// How long the agent's own records are taken.
 fn recording(setup: &Setup) -> Duration {
-    setup.window.min(Duration::from_secs(3))
+    setup.window.min(Duration::from_secs(2))
 }
 
 /// CPU time per sample.
 fn sample(setup: &Setup) -> Duration {
-    setup.window / 3
+    setup.window / 6
+}
+
+/// How many samples there are: CPU times of one program differ less than those of pairs do.
+fn samples(setup: &Setup) -> usize {
+    setup.pairs.clamp(2, 5)
+}
+
+/// What the replay of a route takes: a sample of each stage and sink takes twice its CPU time, about.
+fn replaying(setup: &Setup) -> Duration {
+    let samples = u32::try_from(samples(setup)).unwrap_or(u32::MAX);
+    7 * samples * sample(setup) * 2
 }
 
 /// The routes whose records are replayed.
@@ -54,8 +65,7 @@ fn routes(setup: &Setup) -> Result<Vec<Scenario>> {
 /// How long it takes.
 pub fn plan(setup: &Setup) -> Duration {
     let routes = if setup.quick { 1 } else { 3 };
-    let samples = u32::try_from(setup.pairs).unwrap_or(u32::MAX);
-    routes * (recording(setup) + Duration::from_secs(8) + 6 * samples * sample(setup) * 2)
+    routes * (recording(setup) + Duration::from_secs(3) + replaying(setup))
         + 3 * setup.window.max(Duration::from_secs(2))
         + Duration::from_secs(10)
 }
@@ -99,21 +109,17 @@ pub fn run(
     let service = services.service(None)?;
     for route in routes(setup)? {
         let what = format!("pipeline, {}", route.name);
-        progress.step(&what, recording(setup) + Duration::from_secs(8))?;
+        progress.step(&what, recording(setup) + Duration::from_secs(3))?;
         let trace = folder()?.join(format!("{}.records", route.name));
         record(setup, &program, route, &service, &trace, progress)?;
-        let samples = setup.pairs.max(2);
+        progress.step(&what, replaying(setup))?;
         let each = sample(setup);
-        progress.step(&what, 6 * u32::try_from(samples)? * each * 2)?;
-        let replay = replay(&program, &trace, samples, each, &services.backend()?)?;
+        let replay = replay(&program, &trace, samples(setup), each, &services.backend()?)?;
         progress.clear();
-        print!("{}", table(setup, route, &replay, report));
+        table(route, &replay, report);
     }
     progress.step("pipeline: from event to export", 3 * setup.window)?;
-    let text = latency(setup, &service, progress, report)?;
-    progress.clear();
-    print!("{text}");
-    Ok(())
+    latency(setup, &service, progress, report)
 }
 
 /// Builds the replay, and says where it is.
@@ -192,8 +198,8 @@ fn replay(
     serde_json::from_str(text.trim()).context("the replay does not say what it found")
 }
 
-/// Notes the figures, and gives them as a table.
-fn table(setup: &Setup, route: Scenario, replay: &Replay, report: &mut Report) -> String {
+/// Notes the figures, and shows them as a table.
+fn table(route: Scenario, replay: &Replay, report: &mut Report) {
     let id = format!("pipeline/{}", route.name);
     let mut table = Table::new(&[
         "",
@@ -259,12 +265,11 @@ fn table(setup: &Setup, route: Scenario, replay: &Replay, report: &mut Report) -
             sink.nanos_per_span.clone(),
         );
     }
-    format!(
-        "\n{}\n{} records of a saturated service, replayed; {spans:.3} spans per event; CPU time of all \
-         threads\n{table}",
-        setup.style.head(&format!("pipeline, {}", route.name)),
+    let what = format!(
+        "{} records of a saturated service, replayed; {spans:.3} spans per event; CPU time of all threads",
         replay.events
-    )
+    );
+    report.section(&format!("pipeline, {}", route.name), &what, &table);
 }
 
 /// How long the agent takes to attach, to its first span, and from a request's end to its span in the
@@ -274,7 +279,7 @@ fn latency(
     service: &crate::bed::service::Service,
     progress: &Progress,
     report: &mut Report,
-) -> Result<String> {
+) -> Result<()> {
     let plain = scenario("plain")?;
     let mut waits = Waits::default();
     let (mut starts, mut firsts) = (Vec::new(), Vec::new());
@@ -318,15 +323,10 @@ fn latency(
     if waits.0.is_empty() {
         bail!("no span came while the load went on");
     }
-    let mut text = format!(
-        "\n{}\n",
-        setup
-            .style
-            .head("pipeline: start, and from event to export")
-    );
+    let mut table = Table::new(&["", "", "unit"]);
     let mut line = |what: &str, id: &str, unit: &str, samples| {
         let shown = report.note(format!("pipeline/{id}"), unit, samples);
-        text += &format!("{what}: {shown} {unit}\n");
+        table.row([what.to_owned(), shown, unit.to_owned()]);
     };
     line(
         "from its start to its hooks attached",
@@ -348,7 +348,9 @@ fn latency(
             vec![waits.quantile(q)],
         );
     }
-    Ok(text)
+    progress.clear();
+    report.section("pipeline: start, and from event to export", "", &table);
+    Ok(())
 }
 
 /// Times from a request's end to its span, in ns.

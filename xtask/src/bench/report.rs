@@ -31,6 +31,9 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// What was left out, and why.
     pub skipped: Vec<String>,
+    /// The tables, as Markdown.
+    #[serde(skip)]
+    pub markdown: String,
 }
 
 /// One figure.
@@ -167,7 +170,49 @@ impl Report {
             machine,
             figures: Vec::new(),
             skipped: Vec::new(),
+            markdown: String::new(),
         }
+    }
+
+    /// Shows a table under a title, with a line or more of what it is of; keeps it as Markdown.
+    pub fn section(&mut self, title: &str, what: &str, table: &Table) {
+        let what = what.trim_end();
+        let line = if what.is_empty() {
+            String::new()
+        } else {
+            format!("{what}\n")
+        };
+        print!("\n{}\n{line}{table}", Style::of_stdout().head(title));
+        let paragraphs = what.lines().map(|line| format!("{line}\n\n"));
+        self.markdown += &format!(
+            "### {title}\n\n{}{}\n",
+            paragraphs.collect::<String>(),
+            table.markdown()
+        );
+    }
+
+    /// The run as a piece of Markdown: what it was of, the goals, and the tables.
+    pub fn document(&self) -> String {
+        let Self {
+            machine,
+            agent,
+            command,
+            ..
+        } = self;
+        let mut text = format!("    {command}\n\n{machine}; agent: {agent}.\n\n");
+        if self.quick {
+            text += "A quick run: its figures mean little.\n\n";
+        }
+        for skipped in &self.skipped {
+            text += &format!("Left out: {skipped}.\n\n");
+        }
+        let goals = self.goal_table(Style::plain());
+        if !goals.is_empty() {
+            text += &format!("### Goals\n\n{}\n", goals.markdown());
+        }
+        text += self.markdown.trim_end();
+        text.push('\n');
+        text
     }
 
     /// Notes a figure, and gives it as text; a dash where the samples give no number.
@@ -217,6 +262,10 @@ impl Report {
 
     /// The goals and how far they are reached, as a table; empty where none was measured.
     pub fn goals(&self, style: Style) -> String {
+        self.goal_table(style).to_string()
+    }
+
+    fn goal_table(&self, style: Style) -> Table {
         let mut table = Table::new(&["goal", "measured", "should be", ""]);
         for figure in &self.figures {
             let Some(goal) = figure.goal else { continue };
@@ -237,7 +286,7 @@ impl Report {
                 verdict,
             ]);
         }
-        table.to_string()
+        table
     }
 
     /// How this run's figures stand to those of `old`: a table of what differs beyond the noise, and

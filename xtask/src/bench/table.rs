@@ -68,6 +68,26 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
+    /// It as a table of Markdown; nothing where there is a head alone.
+    pub fn markdown(&self) -> String {
+        if self.is_empty() {
+            return String::new();
+        }
+        let mut text = String::new();
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        for (n, row) in self.rows.iter().enumerate() {
+            for column in 0..columns {
+                let cell = row.get(column).map_or("", String::as_str);
+                text += &format!("| {} ", cell.replace('|', "\\|"));
+            }
+            text += "|\n";
+            if n == 0 {
+                text += &format!("|---|{}\n", "---:|".repeat(columns - 1));
+            }
+        }
+        text
+    }
+
     /// Whether it has a head alone.
     pub fn is_empty(&self) -> bool {
         self.rows.len() < 2
@@ -124,6 +144,18 @@ impl fmt::Display for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Markdown has a line under the head, as many cells in each row, and no bar that is none.
+    #[test]
+    fn as_markdown() {
+        let mut table = Table::new(&["name", "µs"]);
+        assert_eq!(table.markdown(), "");
+        table.row(["a|b".into()]);
+        assert_eq!(
+            table.markdown(),
+            "| name | µs |\n|---|---:|\n| a\\|b |  |\n"
+        );
+    }
 
     /// Columns line up, colours count for nothing, and a head alone is not shown.
     #[test]
