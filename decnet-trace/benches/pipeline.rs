@@ -23,6 +23,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use decnet_trace::{
     bpf::load::{Bpf, LoadOptions},
+    correlate::{Correlator, Limits, identity::Identities},
     decode::{decode, timestamp},
     export::{
         ExportConfig, Exporters, SummaryConfig,
@@ -253,7 +254,12 @@ enum Stage {
 impl Line {
     fn new(counters: &Arc<Counters>) -> Result<Self> {
         Ok(Self {
-            decoder: Decoder::new(None, Arc::default()),
+            decoder: Decoder::new(
+                Identities::default(),
+                Correlator::new(Limits::default()),
+                None,
+                Arc::default(),
+            ),
             policy: Policy::new(PolicyConfig::default(), Arc::clone(counters))
                 .map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?,
             resource: Arc::new(Resource {

@@ -69,11 +69,12 @@ pub(crate) fn sys_exit_io(ctx: TracePointContext) -> u32 {
 
 #[inline(always)]
 fn try_sock_length(ctx: &BtfTracePointContext, send: bool) -> Option<()> {
-    let (current, target) = gate::traced(target::flags::SOCKETS)?;
+    // Before all else: event loops read until there is nothing, and up to half of all reads find that.
     let ret: i32 = ctx.arg(1);
     if is_retry(ret) {
         return None;
     }
+    let (current, target) = gate::traced(target::flags::SOCKETS)?;
     // SAFETY: the first argument of both tracepoints is a `struct sock *`.
     let sock = unsafe { sock::from_typed(ctx.arg(0)) }?;
     let call = match syscall::current() {

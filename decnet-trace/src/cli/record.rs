@@ -25,6 +25,9 @@ use crate::{
     },
 };
 
+/// How often is looked whether the work has ended, and its progress shown.
+const TICK: Duration = Duration::from_millis(100);
+
 /// Sample what processes do on the CPU (or by time, with --wall), and write a profile.
 ///
 /// Ends after --duration, with the processes, or by Ctrl-C, and writes what was recorded by then. The
@@ -131,7 +134,7 @@ pub(super) fn run(args: RecordArgs) -> Result<Exit> {
         .duration
         .map(|seconds| started + Duration::from_secs(seconds));
     let mut progress = Progress::new(started);
-    let ended = stop.until(deadline, || {
+    let ended = stop.until(deadline, TICK, || {
         progress.tick(sampling.pipeline.live());
         sampling.has_ended()
     });

@@ -39,6 +39,9 @@ use crate::{
 /// The most samples per second and CPU.
 pub(super) const RATE_MAX: u32 = 999;
 
+/// How often is looked whether the configuration is to be read again, or the work has failed.
+const TICK: Duration = Duration::from_secs(1);
+
 /// How many routes the table shows.
 const ROWS: usize = 40;
 
@@ -430,7 +433,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
         has_pids: !args.targets.pid.is_empty(),
         rate_is_live: rate > 0 && profile_out.is_none(),
     };
-    stop.until(deadline, || {
+    stop.until(deadline, TICK, || {
         if hangup.came() {
             reloader.reload(&pipeline);
         }

@@ -15,9 +15,6 @@ use tokio::{
 
 use crate::error::{Error, Result};
 
-/// How often is looked whether the work has ended.
-const TICK: Duration = Duration::from_millis(100);
-
 /// What ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
@@ -62,10 +59,11 @@ impl Stop {
         })
     }
 
-    /// Waits, and asks `is_done` ten times a second.
+    /// Waits, and asks `is_done` every so often.
     pub(super) fn until(
         self,
         deadline: Option<Instant>,
+        every: Duration,
         mut is_done: impl FnMut() -> bool,
     ) -> Ended {
         let Self {
@@ -74,15 +72,22 @@ impl Stop {
             mut terminate,
         } = self;
         runtime.block_on(async {
-            let mut tick = tokio::time::interval(TICK);
+            // One timer: each that is made anew wakes this thread.
+            let mut next = Instant::now();
             loop {
+                next += every;
+                let tick = deadline.map_or(next, |deadline| deadline.min(next));
                 tokio::select! {
                     _ = interrupt.recv() => return Ended::Interrupted,
                     _ = terminate.recv() => return Ended::Terminated,
-                    () = reached(deadline) => return Ended::Time,
-                    _ = tick.tick() => if is_done() {
-                        return Ended::Work;
-                    },
+                    () = tokio::time::sleep_until(tick.into()) => {
+                        if is_done() {
+                            return Ended::Work;
+                        }
+                        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                            return Ended::Time;
+                        }
+                    }
                 }
             }
         })
@@ -108,12 +113,5 @@ impl Hangup {
     /// Whether it came since the last call.
     pub(super) fn came(&self) -> bool {
         self.0.swap(false, Ordering::Relaxed)
-    }
-}
-
-async fn reached(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
     }
 }

@@ -65,8 +65,9 @@ impl Ingest {
         unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), &raw mut event, 1, millis) };
     }
 
-    /// Takes what the rings hold.
-    pub fn take(&mut self) {
+    /// Takes what the rings hold; how many bytes that were.
+    pub fn take(&mut self) -> usize {
+        let before = self.bytes.len();
         for ring in &mut self.rings {
             while let Some(item) = ring.next() {
                 let start = self.bytes.len();
@@ -79,6 +80,7 @@ impl Ingest {
                 self.bytes.extend_from_slice(&item);
             }
         }
+        self.bytes.len() - before
     }
 
     /// Hands on what was taken, in the order of time, as far as it is of before `horizon`: nanoseconds

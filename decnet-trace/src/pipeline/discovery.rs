@@ -23,7 +23,7 @@ use crate::{
     python::{
         Inspection, Inspector, PyProcess, PythonResolver, QueueProbes, is_worker_loop, retry_after,
     },
-    sqlite::{Finder, Mapped},
+    sqlite::{Finder, Mapped, mapped_pages},
 };
 
 /// How many notices may wait. One that does not fit makes the thread look through all processes.
@@ -184,9 +184,20 @@ struct Looks {
     waiting: Vec<(Instant, u32, u32)>,
     /// Finds SQLite, where that is wanted.
     sqlite: Option<Finder>,
-    /// Processes without SQLite as yet: likewise.
-    without: Vec<(Instant, u32, u32)>,
+    /// Processes without SQLite as yet.
+    without: Vec<Without>,
     routes: Routes,
+}
+
+/// A process without SQLite as yet.
+#[derive(Clone, Copy)]
+struct Without {
+    pid: u32,
+    /// When to look again, and how often that was done.
+    due: Instant,
+    attempt: u32,
+    /// How many pages it mapped then.
+    pages: Option<u64>,
 }
 
 /// Reads the routes of services.
@@ -246,13 +257,13 @@ impl Looks {
                 let TracedProcess { process, .. } = traced.as_ref();
                 if matches!(process.runtime, Runtime::CPython { .. }) {
                     self.look(process.pid, 0, out);
-                    self.look_for_sqlite(process.pid, 0, out);
+                    self.look_for_sqlite(process.pid, 0, None, out);
                 }
                 self.routes.on_trace(traced, out);
             }
             Change::Untrace(pid, _) => {
                 self.waiting.retain(|(_, waiting, _)| waiting != pid);
-                self.without.retain(|(_, without, _)| without != pid);
+                self.without.retain(|without| without.pid != *pid);
                 self.resolver.remove(*pid);
             }
         }
@@ -280,24 +291,40 @@ impl Looks {
         self.routes.tick(now, out);
         let due: Vec<_> = self
             .without
-            .extract_if(.., |(due, _, _)| *due <= now)
+            .extract_if(.., |without| without.due <= now)
             .collect();
-        for (_, pid, attempt) in due {
-            self.look_for_sqlite(pid, attempt, out);
+        for without in due {
+            self.look_for_sqlite(without.pid, without.attempt, without.pages, out);
         }
     }
 
     /// Looks for SQLite in a process. Programs load it when they import `sqlite3`, which may be at any
     /// time: until they do, they are looked at again and again, though ever less often.
-    fn look_for_sqlite(&mut self, pid: u32, attempt: u32, out: &mut Vec<Finding>) {
+    fn look_for_sqlite(
+        &mut self,
+        pid: u32,
+        attempt: u32,
+        pages: Option<u64>,
+        out: &mut Vec<Finding>,
+    ) {
         let Some(finder) = &mut self.sqlite else {
             return;
         };
-        match finder.find(pid) {
+        let now = mapped_pages(pid).ok();
+        // All that it maps is a long list, and most processes load nothing any more.
+        let found = match now.is_some() && now == pages {
+            true => Ok(Vec::new()),
+            false => finder.find(pid),
+        };
+        match found {
             Ok(found) if found.is_empty() => {
                 let delay = Duration::from_millis(250 << attempt.min(7)).min(SQLITE_EVERY);
-                self.without
-                    .push((Instant::now() + delay, pid, attempt.saturating_add(1)));
+                self.without.push(Without {
+                    pid,
+                    due: Instant::now() + delay,
+                    attempt: attempt.saturating_add(1),
+                    pages: now,
+                });
             }
             Ok(found) => out.extend(found.into_iter().map(|at| Finding::Sqlite(Box::new(at)))),
             // Its end will be told, where it has ended.
@@ -305,9 +332,14 @@ impl Looks {
         }
     }
 
+    /// When to wake up at the latest. What is looked at seldom waits until something else wakes the thread, for
+    /// no more than [`NAP_MAX`].
     fn next_due(&self) -> Option<Instant> {
-        let all = self.waiting.iter().chain(&self.without);
-        all.map(|(due, _, _)| *due)
+        let without = self.without.iter().filter(|without| without.attempt < 3);
+        self.waiting
+            .iter()
+            .map(|(due, _, _)| *due)
+            .chain(without.map(|without| without.due))
             .chain(self.routes.next_due())
             .min()
     }

@@ -7,7 +7,7 @@ use decnet_trace_common::event;
 use super::{discovery::DiscoveryThread, live::Live, statements::Sighting};
 use crate::{
     correlate::{
-        Correlator, Limits,
+        Correlator,
         exchange::Exchange,
         identity::{Identities, Identity},
         statement::Statement,
@@ -39,10 +39,15 @@ pub struct Decoder {
 
 impl Decoder {
     /// One that has seen nothing. Samples are counted by `profile`, where there is one.
-    pub fn new(profile: Option<Aggregator>, live: Arc<Live>) -> Self {
+    pub fn new(
+        identities: Identities,
+        correlator: Correlator,
+        profile: Option<Aggregator>,
+        live: Arc<Live>,
+    ) -> Self {
         Self {
-            identities: Identities::default(),
-            correlator: Correlator::new(Limits::default()),
+            identities,
+            correlator,
             profile,
             exchanges: Vec::new(),
             statements: Statements::new(),

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     bpf::load::Bpf,
-    correlate::{Correlator, identity::Identities, joins::Joins, statements::Statements},
+    correlate::{Correlator, identity::Identities, joins::Joins},
     discover::{Change, Children, Discovery},
     error::{Error, Result},
     export::Exporters,
@@ -54,11 +54,18 @@ use crate::{
     },
 };
 
-/// How long the rings are left alone between two rounds, while something happens.
+/// How long the rings are left alone between two rounds, at least: a round costs as much as some ten requests,
+/// however little there is to do.
 const ROUND: Duration = Duration::from_millis(25);
 
-/// The same, while nothing does.
-const IDLE_ROUND: Duration = Duration::from_millis(100);
+/// The same, at most, while something happens.
+const SLOW_ROUND: Duration = Duration::from_millis(75);
+
+/// The same, at most, while nothing does.
+const IDLE_ROUND: Duration = Duration::from_millis(200);
+
+/// How many bytes a round should find: far less than wakes it (a quarter of one ring).
+const ROUND_BYTES: usize = 64 << 10;
 
 /// How often the slow things are done: looking for quiet closes, forgetting, costs.
 const SLOW: Duration = Duration::from_secs(1);
@@ -180,20 +187,14 @@ impl Worker {
         correlator.want_headers(policy.headers());
         let programs_log = programs_log.then(|| bpf.logger()).transpose()?;
         Ok(Self {
-            decoder: Decoder {
-                identities: Identities::new(identities_max),
+            decoder: Decoder::new(
+                Identities::new(identities_max),
                 correlator,
-                profile: profile
+                profile
                     .filter(|_| profiling)
                     .map(|options| Aggregator::new(options, symbolizer.clone())),
-                exchanges: Vec::new(),
-                statements: Statements::new(),
-                executed: Vec::new(),
-                wanted: 0,
-                sightings: Vec::new(),
-                live: Arc::clone(&live),
-                undecoded: 0,
-            },
+                Arc::clone(&live),
+            ),
             interval,
             minutes,
             live,
@@ -268,9 +269,9 @@ impl Worker {
         while !stop.load(Ordering::Relaxed) {
             self.ingest.wait(round);
             let now = monotonic();
-            let handled = self.round(now)?;
+            let found = self.round(now)?;
             self.decoder.tick(now);
-            round = if handled > 0 { ROUND } else { IDLE_ROUND };
+            round = next_round(round, found);
             self.follow();
             if let Ok(reload) = self.reloaded.try_recv() {
                 self.reload(reload);
@@ -289,11 +290,14 @@ impl Worker {
         self.finish()
     }
 
-    /// One round through the rings for records of before `horizon`; how many there were.
+    /// One round through the rings for records of before `horizon`; how many bytes of records there were.
     fn round(&mut self, horizon: u64) -> Result<usize> {
-        self.ingest.take();
-        // Between taking records and looking at them: a loss is noticed before what follows it is paired.
-        self.notice_losses()?;
+        let taken = self.ingest.take();
+        // Between taking records and looking at them: a loss is noticed before what follows it is paired. A
+        // ring that is full is not empty.
+        if taken > 0 {
+            self.notice_losses()?;
+        }
         let Self {
             ingest,
             decoder,
@@ -305,7 +309,9 @@ impl Worker {
         let waiting = wall.as_ref().map_or(0, |wall| {
             wall.hand_on(|bytes| decoder.record(bytes, discovery.as_ref()))
         });
-        Ok(waiting + ingest.hand_on(horizon, |bytes| decoder.record(bytes, discovery.as_ref())))
+        ingest.hand_on(horizon, |bytes| decoder.record(bytes, discovery.as_ref()));
+        // Few of these may wait.
+        Ok(taken + waiting * ROUND_BYTES)
     }
 
     /// Does what the discovery thread found out.
@@ -393,6 +399,7 @@ impl Worker {
     /// What is done about once a second.
     fn slow(&mut self, now: u64) -> Result<()> {
         self.clock = unix_offset();
+        self.notice_losses()?;
         self.processes.sweep(now);
         self.close_quiet(now);
         self.sweep_joins(now);
@@ -492,6 +499,7 @@ impl Worker {
         let now = monotonic();
         // Nothing comes after these: all of them are due.
         self.round(u64::MAX)?;
+        self.notice_losses()?;
         self.decoder
             .correlator
             .finish(now, &mut self.decoder.exchanges);
@@ -551,7 +559,46 @@ impl Worker {
     }
 }
 
+/// How long to leave the rings alone after a round that found so many bytes: long enough to find
+/// [`ROUND_BYTES`], and ever longer where there is nothing.
+fn next_round(last: Duration, found: usize) -> Duration {
+    match found {
+        0 => (last * 2).min(IDLE_ROUND),
+        _ => last
+            .mul_f64(ROUND_BYTES as f64 / found as f64)
+            .clamp(ROUND, SLOW_ROUND),
+    }
+}
+
 /// Now, as the kernel side stamps its records.
 pub(super) fn monotonic() -> u64 {
     clock::read(libc::CLOCK_MONOTONIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rounds get longer while there is little to find, are short at once when there is much, and longest
+    /// when there is nothing.
+    #[test]
+    fn rounds() {
+        let mut round = ROUND;
+        for _ in 0..5 {
+            round = next_round(round, 10_000);
+        }
+        assert_eq!(round, SLOW_ROUND);
+        assert_eq!(next_round(round, 1 << 20), ROUND);
+        for _ in 0..5 {
+            round = next_round(round, 0);
+        }
+        assert_eq!(round, IDLE_ROUND);
+        assert_eq!(next_round(round, 100), SLOW_ROUND);
+        // A load that stays the same finds as much in each round.
+        let rate = 1000.0 * 1000.0;
+        let round = (0..20).fold(ROUND, |round, _| {
+            next_round(round, (rate * round.as_secs_f64()) as usize)
+        });
+        assert!((round.as_secs_f64() * rate / ROUND_BYTES as f64 - 1.0).abs() < 0.01);
+    }
 }

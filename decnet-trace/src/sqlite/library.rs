@@ -1,7 +1,7 @@
 //! The file that SQLite's code is in, and where in it to watch statements.
 
 use std::{
-    collections::hash_map::Entry, fs::File, os::unix::fs::FileExt, path::PathBuf, sync::Arc,
+    collections::hash_map::Entry, fs, fs::File, io, os::unix::fs::FileExt, path::PathBuf, sync::Arc,
 };
 
 use decnet_trace_common::sqlite::SqliteLayout;
@@ -107,6 +107,19 @@ pub struct Mapped {
     pub bias: u64,
     /// What is in it.
     pub library: Arc<Library>,
+}
+
+/// How many pages a process maps (proc_pid_statm(5)): a library that it loads makes them more.
+///
+/// # Errors
+///
+/// When the process has gone.
+pub fn mapped_pages(pid: u32) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let first = text.split(' ').next().unwrap_or_default();
+    first
+        .parse()
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
 }
 
 /// Finds SQLite in processes, and remembers the files that it has read.

@@ -8,5 +8,5 @@ mod code;
 mod library;
 mod live;
 
-pub use library::{Finder, Library, Mapped};
+pub use library::{Finder, Library, Mapped, mapped_pages};
 pub use live::{Database, look};
