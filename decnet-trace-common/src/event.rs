@@ -143,7 +143,8 @@ pub mod flags {
     pub const BLOCKING: u16 = 1 << 8;
 }
 
-/// A socket of a traced process was closed by it, or any process began to listen.
+/// A socket of a traced process was closed or is being connected by it, or any process began to listen. That
+/// a connection is there ([`tcp_state::ESTABLISHED`]) is told in the name of whoever ran at that moment.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SockState {

@@ -61,6 +61,7 @@ fn exchange() -> Exchange {
         unix_path: None,
         unix_peer: 0,
         before: 0,
+        connect: None,
         pipelined: false,
         start: 1_000,
         response_start: Some(1_800),

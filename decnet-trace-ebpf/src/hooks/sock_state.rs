@@ -1,11 +1,15 @@
-//! Sockets that begin to listen, and those that a traced process closes.
+//! Sockets that begin to listen, and those that a traced process connects or closes.
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use decnet_trace_common::event::{Kind, SockState, tcp_state};
 
-use crate::{emit, gate, sock};
+use crate::{
+    emit, gate,
+    maps::{CONNECTS, CONNECTS_MAX},
+    sock,
+};
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
@@ -26,12 +30,31 @@ fn try_inet_sock_set_state(ctx: &BtfTracePointContext) -> Option<()> {
         tcp_state::FIN_WAIT1 | tcp_state::LAST_ACK | tcp_state::CLOSE => {
             gate::target(current.tgid)?;
         }
+        // The process connects.
+        tcp_state::SYN_SENT => {
+            gate::target(current.tgid)?;
+        }
+        // The connection is there; as a rule, this is a softirq.
+        tcp_state::ESTABLISHED if old == tcp_state::SYN_SENT => {}
         _ => return None,
     }
     // SAFETY: the tracepoint's first argument is a `const struct sock *`.
     let sock = unsafe { sock::from_typed(ctx.arg(0)) }?;
     if sock.inode == 0 {
         return None;
+    }
+    if new == tcp_state::SYN_SENT || new == tcp_state::ESTABLISHED {
+        let connect = CONNECTS.get_ptr_mut(sock.inode as u32 & (CONNECTS_MAX - 1))?;
+        // SAFETY: the entry lies in the map. Where two sockets share it, the last to connect has it.
+        unsafe {
+            if new == tcp_state::SYN_SENT {
+                connect.write(sock.inode);
+            } else if connect.read() == sock.inode {
+                connect.write(0);
+            } else {
+                return None;
+            }
+        }
     }
     say!(
         ctx,

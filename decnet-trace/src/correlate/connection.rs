@@ -13,6 +13,15 @@ use super::{
     wanted::WantedHeaders,
 };
 
+/// How a process made a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Connect {
+    /// When it began to.
+    pub(super) start: u64,
+    /// How long it took; `None` while it goes on.
+    pub(super) took: Option<u64>,
+}
+
 /// What is remembered of every connection.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -24,6 +33,8 @@ pub(super) struct Connection {
     pub(super) last: u64,
     /// When bytes were last read on it; 0 where never.
     pub(super) read: u64,
+    /// How it was made, until its first request.
+    pub(super) connect: Option<Connect>,
     /// The requests seen on it; wraps.
     pub(super) requests: u32,
     /// The side that the process is on, once a head told.
@@ -43,12 +54,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) const fn new(op: &SockOp) -> Self {
+    pub(super) const fn new(op: &SockOp, connect: Option<Connect>) -> Self {
         Self {
             tgid: op.header.tgid,
             fd: op.fd,
             last: op.header.ts,
             read: 0,
+            connect,
             requests: 0,
             role: None,
             proven: false,

@@ -102,9 +102,12 @@ pub struct Exchange {
     pub unix_path: Option<Box<str>>,
     /// The inode number of the socket at a unix socket's other end; 0 where unknown.
     pub unix_peer: u64,
-    /// When bytes were last read on the connection before the request; 0 where that is not known. Of clients
-    /// only.
+    /// When bytes were last read on the connection before the request, or when it began; 0 where that is not
+    /// known. Of clients only.
     pub before: u64,
+    /// How long the connection took to be made, in nanoseconds, if it was made for this exchange: that of a
+    /// client over TCP which is the first on its connection.
+    pub connect: Option<u64>,
     /// Another exchange was under way on the connection at the same time.
     pub pipelined: bool,
     /// The `PyContext*` in which the request's first byte was moved; 0 where unknown.

@@ -28,7 +28,7 @@ use rustc_hash::FxHashMap;
 pub use connection::Limits;
 pub use counters::Counters;
 
-use connection::{Connection, Cx};
+use connection::{Connect, Connection, Cx};
 use dialog::{Cause, Dialog};
 use exchange::Exchange;
 use joins::Asked;
@@ -39,6 +39,9 @@ const SWEEP_EVERY: u64 = 5_000_000_000;
 
 /// How long an exchange waits for its close before someone should look, in nanoseconds.
 const QUIET: u64 = 1_000_000_000;
+
+/// The most connections that are remembered before they are used.
+const CONNECTS_MAX: usize = 4096;
 
 /// The most dialogs that are kept for the next connections.
 const POOL: usize = 256;
@@ -57,6 +60,8 @@ pub struct Correlator {
     processes: FxHashMap<u32, usize>,
     /// Requests that processes made, to be fetched.
     asked: Vec<Asked>,
+    /// Connections that processes make and have not used yet.
+    connects: FxHashMap<u64, Connect>,
     pool: Pool,
     /// When to look at which connection.
     due: BinaryHeap<Reverse<(u64, u64)>>,
@@ -77,6 +82,7 @@ impl Correlator {
             connections: FxHashMap::default(),
             processes: FxHashMap::default(),
             asked: Vec::new(),
+            connects: FxHashMap::default(),
             pool: Pool::default(),
             due: BinaryHeap::new(),
             heads_memory: 0,
@@ -168,7 +174,11 @@ impl Correlator {
             Entry::Vacant(_) if op.ret <= 0 => return,
             Entry::Vacant(entry) => {
                 *self.processes.entry(op.header.tgid).or_default() += 1;
-                entry.insert(Connection::new(op))
+                let connect = match self.connects.is_empty() {
+                    true => None,
+                    false => self.connects.remove(&op.sock),
+                };
+                entry.insert(Connection::new(op, connect))
             }
         };
         if op.ret > 0 {
@@ -247,6 +257,10 @@ impl Correlator {
     pub fn on_sock_state(&mut self, state: &SockState, out: &mut Vec<Exchange>) {
         self.now = self.now.max(state.header.ts);
         let surely = match state.new {
+            tcp_state::SYN_SENT | tcp_state::ESTABLISHED => {
+                self.connect(state);
+                return;
+            }
             tcp_state::LAST_ACK => true,
             tcp_state::FIN_WAIT1 => self
                 .connections
@@ -260,6 +274,29 @@ impl Correlator {
         if self.connections.get(&state.sock).is_some_and(own) {
             self.close(state.sock, surely, state.header.ts, out);
         }
+    }
+
+    /// A process connects a socket, or has connected it.
+    fn connect(&mut self, state: &SockState) {
+        let ts = state.header.ts;
+        if state.new == tcp_state::ESTABLISHED {
+            if let Some(connect) = self.connects.get_mut(&state.sock) {
+                connect.took = Some(ts.saturating_sub(connect.start));
+            }
+            return;
+        }
+        if self.connects.len() >= CONNECTS_MAX {
+            self.connects.clear();
+        }
+        // A number may be another socket's by now, whose end went unseen.
+        if let Some(conn) = self.connections.get_mut(&state.sock) {
+            conn.connect = None;
+        }
+        let connect = Connect {
+            start: ts,
+            took: None,
+        };
+        self.connects.insert(state.sock, connect);
     }
 
     /// Takes an event of a process: the end of one ends what is under way in it.

@@ -86,6 +86,7 @@ impl Open {
                 unix_path: None,
                 unix_peer: unix_peer(tuple, stamp.unix),
                 before: 0,
+                connect: None,
                 pipelined: false,
                 request_context: stamp.context,
                 response_context: 0,

@@ -173,8 +173,16 @@ impl<'a> Facts<'a> {
         header::attributes(&exchange.headers, self.config, &mut out.0);
         self.sizes(&mut out);
         if let Some(queued) = exchange.queued {
-            let seconds = Value::Float(queued as f64 / 1e9);
-            out.0.push(("decnet.queue.duration", seconds));
+            out.seconds("decnet.queue.duration", queued);
+        }
+        if exchange.role == Role::Client {
+            if let Some(connect) = exchange.connect {
+                out.seconds("decnet.connect.duration", connect);
+            }
+            if let Some(response) = exchange.response_start {
+                let first = response.saturating_sub(exchange.start);
+                out.seconds("decnet.ttfb.duration", first);
+            }
         }
         out.text("decnet.end", exchange.ended_by.as_str());
         out.text("decnet.link", link.as_str());
@@ -448,6 +456,10 @@ impl Attributes {
     fn int(&mut self, name: &'static str, value: u64) {
         let value = i64::try_from(value).unwrap_or(i64::MAX);
         self.0.push((name, Value::Int(value)));
+    }
+
+    fn seconds(&mut self, name: &'static str, nanoseconds: u64) {
+        self.0.push((name, Value::Float(nanoseconds as f64 / 1e9)));
     }
 
     fn address(&mut self, address: &'static str, port: &'static str, at: &SocketAddr) {

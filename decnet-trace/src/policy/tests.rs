@@ -31,6 +31,7 @@ pub(crate) fn served() -> Exchange {
         unix_path: None,
         unix_peer: 0,
         before: 0,
+        connect: None,
         pipelined: false,
         start: 1_000,
         response_start: Some(1_800),
@@ -309,6 +310,27 @@ fn a_call_under_its_request() {
     assert_ne!(call.span_id, request.span_id);
     assert!(!call.parent_is_remote);
     assert_eq!(text(&call, "decnet.link"), Some("inferred"));
+}
+
+/// A call tells how long connecting took, if it did, and the first byte, if it came.
+#[test]
+fn times_of_a_call() {
+    let call = |connect, response_start| {
+        let span = span_of(&Exchange {
+            role: Role::Client,
+            connect,
+            response_start,
+            ..served()
+        });
+        ["decnet.connect.duration", "decnet.ttfb.duration"].map(|name| get(&span, name).cloned())
+    };
+    let seconds = |nanoseconds: f64| Some(Value::Float(nanoseconds / 1e9));
+    assert_eq!(
+        call(Some(700), Some(1_800)),
+        [seconds(700.0), seconds(800.0)]
+    );
+    assert_eq!(call(None, None), [None, None]);
+    assert_eq!(get(&span_of(&served()), "decnet.ttfb.duration"), None);
 }
 
 /// Ids do not repeat, within one policy or across two.

@@ -2,6 +2,7 @@
 //! are in another traced process.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod clients;
 mod joined;
 mod networks;
 #[expect(dead_code, reason = "other tests need more of it")]

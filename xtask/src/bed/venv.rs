@@ -28,6 +28,21 @@ pub const WEB: &[&str] = &[
     "websockets",
 ];
 
+/// HTTP clients beside httpx, and a proxy to call through; with what they need, for CPython 3.11.
+pub const CLIENTS: &[&str] = &[
+    "aiohappyeyeballs==2.7.1",
+    "aiohttp==3.14.5",
+    "aiosignal==1.4.0",
+    "attrs==26.1.0",
+    "frozenlist==1.8.0",
+    "multidict==7.2.1",
+    "propcache==0.5.4",
+    "proxy.py==2.4.10",
+    "requests",
+    "urllib3",
+    "yarl==1.25.1",
+];
+
 /// The versions that are installed, direct and indirect, by CPython's version.
 const CONSTRAINTS: &[(u32, &str)] = &[
     (8, include_str!("../../assets/python/3.8.txt")),

@@ -72,7 +72,10 @@ impl Dialog {
         }
         open.exchange.pipelined = !self.open.is_empty();
         if role == Role::Client {
-            open.exchange.before = conn.read;
+            let connect = conn.connect.take();
+            open.exchange.before =
+                connect.map_or(conn.read, |connect| connect.start.max(conn.read));
+            open.exchange.connect = connect.and_then(|connect| connect.took);
             if cx.asked.len() < ASKED_MAX
                 && let Some(asked) = Asked::new(&open.exchange)
             {

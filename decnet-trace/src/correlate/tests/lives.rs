@@ -6,6 +6,8 @@ use crate::correlate::exchange::Role;
 const GET: &str = "GET /a HTTP/1.1\r\n\r\n";
 const UNTIL_CLOSE: &str = "HTTP/1.0 200 OK\r\n\r\n";
 
+const ESTABLISHED: u8 = 1;
+const SYN_SENT: u8 = 2;
 const FIN_WAIT1: u8 = 4;
 const CLOSE: u8 = 7;
 const LAST_ACK: u8 = 9;
@@ -320,4 +322,26 @@ fn idleness() {
         },
         &["GET /a 200 0+5 idle", "GET /a 200 0+0 length"],
     );
+}
+
+/// The first request on a connection that the process made tells how long that took, and since when the
+/// connection is there; the next one does not.
+#[test]
+fn connects() {
+    let mut wire = client();
+    wire.state(SYN_SENT).wait(3).state(ESTABLISHED);
+    wire.request(&[GET]).response(&[ok(0)]);
+    wire.request(&[GET]).response(&[ok(0)]);
+    let [first, second] = &wire.out[..] else {
+        panic!("two exchanges");
+    };
+    assert_eq!(first.connect, Some(first.start - first.before - MS));
+    assert!(first.before > 0 && first.before < first.start);
+    assert_eq!(second.connect, None);
+    assert_eq!(second.before, first.end);
+    // One whose begin was not seen, and one that serves.
+    for mut wire in [client(), server()] {
+        wire.state(ESTABLISHED).request(&[GET]).response(&[ok(0)]);
+        assert_eq!((wire.out[0].connect, wire.out[0].before), (None, 0));
+    }
 }
