@@ -104,6 +104,8 @@ pub(crate) struct SampleScratch {
     /// A Python frame as it was read. Twice the room again: the verifier of Linux 6.1 forgets a bound that was
     /// checked on a copy of the length, and knows it by its mask alone.
     pub(crate) frame: [u8; 2 * FRAME_SIZE_MAX],
+    /// What Python frames are read with.
+    pub(crate) masks: [u64; 5],
 }
 
 /// Where the SQLites in use keep what is read of them; an attachment names its own. 64 entries of 8 bytes:

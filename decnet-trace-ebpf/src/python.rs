@@ -2,6 +2,8 @@
 //!
 //! How the parts are found: `decnet_trace_common::python`.
 
+use core::ptr;
+
 use aya_ebpf::{
     bindings::pt_regs,
     helpers::{bpf_get_current_task_btf, bpf_task_pt_regs},
@@ -167,6 +169,15 @@ pub(crate) fn walk(
     let entry_mask = if no_entry { 0 } else { PyFrame::ENTRY };
     // All ones where no reference count tells that a frame has returned.
     let no_count = if lasti { 0 } else { u64::MAX };
+    // Through memory, of whose values the verifier knows nothing: else it goes through the loop for each set
+    // of values anew.
+    let values = ptr::addr_of_mut!(scratch.masks);
+    // SAFETY: the field is this CPU's own; volatile, for the compiler to write and read it.
+    let [instr_mask, code_mask, shim, entry_mask, no_count] = unsafe {
+        values.write_volatile([instr_mask, code_mask, shim as u64, entry_mask, no_count]);
+        values.read_volatile()
+    };
+    let shim = shim as i64;
     // One way through the loop but for its ends: whatever branches there, the verifier follows both
     // ways of in each of the 192 rounds.
     for i in 0..PYTHON_FRAMES_MAX {

@@ -90,7 +90,13 @@ fn try_cpu_sample(ctx: &PerfEventContext) -> Option<()> {
     } else {
         python::walk(target, state, scratch, native as usize)
     };
-    scratch.sample.python = python;
+    // SAFETY: a field of the scratch; volatile, for the verifier to forget the number: else it goes on from here
+    // for each number of frames anew.
+    let python = unsafe {
+        let at = ptr::addr_of_mut!(scratch.sample.python);
+        at.write_volatile(python);
+        at.read_volatile()
+    };
     let python = u64::from(python) * size_of::<PyFrame>() as u64;
     let len = size_of::<Sample>() + mask::<0x3fff>(native + python) as usize;
     if len > size_of::<Sample>() + FRAMES_BYTES {

@@ -10,6 +10,7 @@ mod refusals;
 #[path = "../support/mod.rs"]
 mod support;
 mod survives;
+mod verifier;
 
 use std::{
     io::{Read as _, Write as _},
