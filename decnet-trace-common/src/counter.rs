@@ -55,6 +55,20 @@ counters! {
     PythonBroken = "python_stack_broken",
     /// Samples with more Python frames than fit.
     PythonTruncated = "python_stack_truncated",
+    /// Samples whose native stack led to an address that no table and no known code is at.
+    UnwindUnmapped = "unwind_unmapped",
+    /// Samples whose native stack was followed by frame pointers through code that has no table.
+    UnwindNoTable = "unwind_no_table",
+    /// Samples whose native stack was followed by frame pointers through code that its table lacks.
+    UnwindNoRow = "unwind_no_row",
+    /// Samples whose native stack could not be read to its end.
+    UnwindUnread = "unwind_unread",
+    /// Samples whose native stack led to a rule that tables here cannot express.
+    UnwindUnsupported = "unwind_unsupported",
+    /// Samples whose native stack led back to where it had been.
+    UnwindAstray = "unwind_astray",
+    /// Samples by frame pointers alone, for the process's tables were not there yet.
+    UnwindNotReady = "unwind_not_ready",
 }
 
 /// The number of counters.

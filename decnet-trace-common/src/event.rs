@@ -239,6 +239,10 @@ pub mod sample_flags {
     pub const GIL: u16 = 1 << 2;
     /// The sample was taken because the thread exists, not because it ran (`--wall`).
     pub const WALL: u16 = 1 << 3;
+    /// The native stack, followed by tables, did not come to its end.
+    pub const NATIVE_BROKEN: u16 = 1 << 4;
+    /// It led to an address in no known code: the process may have mapped more.
+    pub const NATIVE_UNMAPPED: u16 = 1 << 5;
 }
 
 /// A Python frame: which code object, and where in it.

@@ -9,6 +9,7 @@
 //! * [`python`]: where a CPython keeps what the kernel reads of it.
 //! * [`sqlite`]: where an SQLite keeps what the kernel reads of it.
 //! * [`thread`]: what the kernel lists of each thread when asked.
+//! * [`unwind`]: tables by which native callers are found.
 //! * [`counter`]: everything that the kernel side counts.
 //! * [`limits`]: sizes that both sides must agree on.
 #![no_std]
@@ -21,6 +22,7 @@ pub mod python;
 pub mod sqlite;
 pub mod target;
 pub mod thread;
+pub mod unwind;
 
 /// Asserts at compile time that a type has this size and an alignment of at most eight bytes (what a
 /// ring buffer guarantees).

@@ -25,6 +25,7 @@ mod python;
 mod read;
 mod sock;
 mod syscall;
+mod unwind;
 
 /// The licence that the kernel asks for before it lends its tracing helpers.
 #[unsafe(link_section = "license")]

@@ -1,7 +1,7 @@
 //! Every map: its size, and why.
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, HashOfMaps, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use decnet_trace_common::{
@@ -14,6 +14,7 @@ use decnet_trace_common::{
     python::{FRAME_SIZE_MAX, LAYOUTS_MAX, PyLayout},
     sqlite::SqliteLayout,
     target::{Control, Target},
+    unwind::{CHUNKS_MAX, Chunk, Segments, UNWOUND_MAX},
 };
 
 /// What the user side can change while the programs run. One entry of 8 bytes.
@@ -131,3 +132,53 @@ pub(crate) struct StatementScratch {
     pub(crate) statement: Statement,
     pub(crate) text: [u8; 2 * (STATEMENT_MAX + 1) + FILE_NAME_MAX + 1],
 }
+
+/// `BPF_F_MMAPABLE`: rows are written through a mapping.
+const MMAPABLE: usize = 1 << 10;
+
+/// Rows of unwind tables: an array of 8-byte slots, which the user side fills with chunks of 256 KiB as tables
+/// come, up to the memory that it was given. One slot where no tables are
+/// asked for.
+#[btf_map]
+pub(crate) static UNWIND_CHUNKS: ArrayOfMaps<Array<Chunk, 1, MMAPABLE>, { CHUNKS_MAX as usize }> =
+    ArrayOfMaps::new();
+
+/// Where a native stack is followed, per CPU: 88 bytes.
+#[btf_map]
+pub(crate) static UNWIND_STATE: PerCpuArray<UnwindState, 1> = PerCpuArray::new();
+
+/// How far a native stack was followed. In a map, for the verifier to know nothing of it; on the program's
+/// stack, it would tell two ways to the same place apart by what lies there.
+#[repr(C)]
+pub(crate) struct UnwindState {
+    pub(crate) rip: u64,
+    pub(crate) rsp: u64,
+    pub(crate) rbp: u64,
+    /// What `rsp` was a frame before.
+    pub(crate) before: u64,
+    /// 1 where `rip` is a return address, else 0.
+    pub(crate) behind: u64,
+    /// The row about `rip`, but for its address.
+    pub(crate) rule: u64,
+    pub(crate) offset: i64,
+    pub(crate) rbp_offset: i64,
+    /// Not zero where frame pointers were followed: 1 for want of a table, 2 for want of a row.
+    pub(crate) guessed: u64,
+    /// What was read of the stack.
+    pub(crate) word: u64,
+    /// The chunk with the row, and the key of its only value.
+    pub(crate) chunk: u32,
+    pub(crate) zero: u32,
+}
+
+/// The native code of the processes whose stacks are followed by tables, by thread group id: 1,024 slots,
+/// and 32 KiB for each process in it. One slot where no tables are asked for.
+///
+/// The value is an array, of one: for a structure, kernels before 6.2 take in no map but one that has the type's
+/// description, which the user side's have not.
+#[btf_map]
+pub(crate) static UNWIND_SEGMENTS: HashOfMaps<
+    u32,
+    Array<[Segments; 1], 1>,
+    { UNWOUND_MAX as usize },
+> = HashOfMaps::new();

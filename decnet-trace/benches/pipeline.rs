@@ -113,6 +113,7 @@ fn record(pid: u32, time: Duration, path: &Path) -> Result<()> {
         force_fallback: false,
         log: false,
         rate: 0,
+        unwind_memory: 0,
     })?;
     let mut target = Target {
         flags: flags::SOCKETS,

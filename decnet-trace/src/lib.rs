@@ -22,6 +22,7 @@ pub mod discover;
 pub mod python;
 pub mod sqlite;
 pub mod symbolize;
+pub mod unwind;
 pub mod profile;
 pub mod govern;
 pub mod telemetry;

@@ -21,6 +21,7 @@ use decnet_trace_common::{
     python::{LAYOUTS_MAX, PyLayout},
     sqlite::SqliteLayout,
     target::{Control, Target},
+    unwind::{CHUNKS_MAX, UNWOUND_MAX},
 };
 
 use super::{
@@ -29,6 +30,7 @@ use super::{
     offsets::{Resolved, resolve_offsets},
     threads::ThreadLister,
     tracefs::with_tracefs,
+    unwind::{CHUNK_BYTES, UnwindMaps},
 };
 use crate::{
     error::{Error, Result},
@@ -42,6 +44,10 @@ const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 const IO_SYSCALLS: [&str; 8] = [
     "read", "write", "readv", "writev", "recvfrom", "sendto", "recvmsg", "sendmsg",
 ];
+
+/// The program that takes samples, by frame pointers and by unwind tables.
+const SAMPLE: &str = "cpu_sample";
+const SAMPLE_UNWIND: &str = "cpu_sample_unwind";
 
 /// How many characters of the kernel's reasons an error shows, from their end.
 const REASON_MAX: usize = 400;
@@ -57,6 +63,9 @@ pub struct LoadOptions {
     pub log: bool,
     /// CPU samples per second and CPU; 0 for none.
     pub rate: u32,
+    /// How much of the kernel's memory unwind tables may take, in bytes; 0 for native frames by frame
+    /// pointers alone.
+    pub unwind_memory: u64,
 }
 
 /// Which hooks see socket operations.
@@ -88,6 +97,10 @@ pub struct Bpf {
     /// Whether the kernel has what [`Self::list_threads`] needs.
     threads_listed: bool,
     rate: u32,
+    /// The program that takes samples.
+    pub(super) sample: &'static str,
+    /// What [`Self::take_unwind`] hands over.
+    unwind: Option<Result<Box<UnwindMaps>>>,
     rings: Vec<RingBuf<MapData>>,
     /// Keeps the rings' outer map, whose slots the kernel clears with it.
     _outer: ArrayOfMaps<MapData, RingBuf<MapData>>,
@@ -150,7 +163,17 @@ impl Bpf {
         let sock_hooks = choose_sock_hooks(&kernel, options.force_fallback, &fallback_missing)?;
 
         let wake = u64::from(options.ring_bytes / 4);
+        // What these maps have slots for costs memory, wanted or not.
+        let (chunks, processes) = match options.unwind_memory {
+            0 => (1, 1),
+            bytes => {
+                let chunks = (bytes / CHUNK_BYTES).clamp(1, CHUNKS_MAX.into());
+                (chunks as u32, UNWOUND_MAX)
+            }
+        };
         let mut ebpf = EbpfLoader::new()
+            .map_max_entries("UNWIND_CHUNKS", chunks)
+            .map_max_entries("UNWIND_SEGMENTS", processes)
             .override_global("KERNEL_OFFSETS", &offsets, true)
             .override_global("RING_WAKE_BYTES", &wake, true)
             .override_global("TICK_NANOS", &tick_nanos(), true)
@@ -179,8 +202,20 @@ impl Bpf {
                     .map_err(|error| refused("load the hook sys_exit_io", &error))?;
             }
         }
-        if options.rate > 0 {
-            program::<PerfEvent>(&mut ebpf, "cpu_sample")?
+        let mut unwind = None;
+        if options.rate > 0 && options.unwind_memory > 0 {
+            let loaded = program::<PerfEvent>(&mut ebpf, SAMPLE_UNWIND)?.load();
+            unwind = Some(match loaded {
+                Ok(()) => UnwindMaps::take(&mut ebpf).map(Box::new),
+                Err(error) => Err(refused("load the hook cpu_sample_unwind", &error)),
+            });
+        }
+        let sample = match unwind {
+            Some(Ok(_)) => SAMPLE_UNWIND,
+            _ => SAMPLE,
+        };
+        if options.rate > 0 && sample == SAMPLE {
+            program::<PerfEvent>(&mut ebpf, sample)?
                 .load()
                 .map_err(|error| refused("load the hook cpu_sample", &error))?;
         }
@@ -199,6 +234,8 @@ impl Bpf {
             sock_hooks,
             threads_listed: lists_threads(&offsets),
             rate: options.rate,
+            sample,
+            unwind,
             rings,
             _outer: outer,
             counts: take_map(&mut ebpf, "COUNTS")?,
@@ -357,6 +394,12 @@ impl Bpf {
     /// The rings, one per CPU, for the one reader that they can have.
     pub fn take_rings(&mut self) -> Vec<RingBuf<MapData>> {
         std::mem::take(&mut self.rings)
+    }
+
+    /// The maps for unwind tables, or why the kernel refused the program that uses them; `None` where
+    /// none were asked for.
+    pub fn take_unwind(&mut self) -> Option<Result<Box<UnwindMaps>>> {
+        self.unwind.take()
     }
 
     /// Makes every hook return at once, or work again.
@@ -545,7 +588,7 @@ where
         .map_err(|error| refused(&format!("use the program {name}"), &error))
 }
 
-fn take_map<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>
+pub(super) fn take_map<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>
 where
     M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
 {

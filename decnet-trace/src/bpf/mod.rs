@@ -9,3 +9,4 @@ mod sampling;
 mod statements;
 pub mod threads;
 pub mod tracefs;
+pub mod unwind;

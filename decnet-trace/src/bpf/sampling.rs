@@ -24,7 +24,7 @@ impl Bpf {
             let cpus = online_cpus().map_err(|(path, error)| {
                 Error::failed(format!("cannot list the online CPUs from {path}: {error}"))
             })?;
-            let program = program::<PerfEvent>(&mut self.ebpf, "cpu_sample")?;
+            let program = program::<PerfEvent>(&mut self.ebpf, self.sample)?;
             for cpu in cpus {
                 let link = program
                     .attach(

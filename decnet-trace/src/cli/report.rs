@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    pipeline::{Live, Outcome, Tally},
+    pipeline::{Live, Outcome, Tally, Unwinding},
     profile::{
         Frame, Profile,
         label::{self, Style},
@@ -85,6 +85,7 @@ pub(super) fn report(
     if !losses.is_empty() {
         let _ = writeln!(text, "lost: {}", losses.join(", "));
     }
+    text.push_str(&unwinding(&outcome.unwinding));
     if profile.total() == 0 {
         text.push_str(match profile.meta.wall {
             true => "no samples: no thread was seen that was not idle\n",
@@ -98,6 +99,32 @@ pub(super) fn report(
         &mut text,
     );
     write(&text);
+}
+
+/// What the unwind tables took, where there were any; why not, where there should have been.
+fn unwinding(unwinding: &Unwinding) -> String {
+    let held = match unwinding {
+        Unwinding::FramePointers => return String::new(),
+        Unwinding::Refused(why) => {
+            return format!("native frames by frame pointers alone: {why}\n");
+        }
+        Unwinding::Tables(tables) => tables.held(),
+    };
+    let mut text = format!(
+        "unwind tables: {} rows of {} files in {:.1} MiB of the kernel's memory",
+        held.rows,
+        held.files,
+        held.bytes as f64 / f64::from(1 << 20),
+    );
+    if held.refused > 0 {
+        let _ = write!(
+            text,
+            "; {} found no room and were followed by frame pointers (--unwind-memory)",
+            held.refused
+        );
+    }
+    text.push('\n');
+    text
 }
 
 /// `1940 samples, 3 outside Python, 0 lost`

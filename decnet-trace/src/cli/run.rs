@@ -346,7 +346,8 @@ pub(super) struct KernelArgs {
 }
 
 impl KernelArgs {
-    pub(super) fn options(&self, rate: u32) -> Result<LoadOptions> {
+    /// How to load the programs; `unwind_memory` in bytes.
+    pub(super) fn options(&self, rate: u32, unwind_memory: u64) -> Result<LoadOptions> {
         if !self.ring_kib.is_power_of_two() {
             return Err(Error::usage(format!(
                 "--ring-kib {} is no power of two; say 1024",
@@ -358,6 +359,7 @@ impl KernelArgs {
             force_fallback: self.force_fallback,
             log: self.bpf_log,
             rate,
+            unwind_memory,
         })
     }
 }
@@ -393,7 +395,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     let config = Config {
         selector: args.selector(&settings)?,
         overrides: settings.overrides(),
-        load: args.kernel.options(rate)?,
+        load: args.kernel.options(rate, 0)?,
         requests: true,
         learn_routes: settings.routes.learn,
         lineage: args.lineage(),

@@ -62,6 +62,11 @@ pub(super) struct SamplingArgs {
     #[arg(long, short)]
     kernel: bool,
 
+    /// With --native: how much of the kernel's memory unwind tables may take, in MiB; 0 for frame
+    /// pointers alone.
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(0..=256))]
+    unwind_memory: u64,
+
     #[command(flatten)]
     loading: KernelArgs,
 }
@@ -81,6 +86,14 @@ impl SamplingArgs {
     /// Whether a command is to be started.
     pub(super) const fn has_command(&self) -> bool {
         !self.command.is_empty()
+    }
+
+    /// In bytes.
+    const fn unwind_memory(&self) -> u64 {
+        match self.native {
+            true => self.unwind_memory << 20,
+            false => 0,
+        }
     }
 
     /// Begins to sample. Where this returns, the interpreters of running processes are read; a command
@@ -135,7 +148,7 @@ impl SamplingArgs {
         let pipeline = Pipeline::start(Config {
             selector: selector.with_children(children),
             overrides: Default::default(),
-            load: self.loading.options(self.rate)?,
+            load: self.loading.options(self.rate, self.unwind_memory())?,
             requests: false,
             learn_routes: false,
             lineage: Lineage::Off,

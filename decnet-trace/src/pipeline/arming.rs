@@ -46,6 +46,9 @@ impl Worker {
                     return;
                 }
                 info!("tracing {} (pid {tgid})", process.resource.service_name);
+                if let Some(tables) = self.unwinding.tables() {
+                    tables.add(tgid);
+                }
                 self.processes.add(Arc::clone(&process.resource));
                 self.joins.trace(tgid, network(tgid), monotonic());
                 self.live.set_python(tgid, python);
@@ -58,6 +61,9 @@ impl Worker {
                 // The kernel side has removed one that ended by itself.
                 let _ = self.bpf.targets.remove(tgid);
                 self.live.forget(*tgid);
+                if let Some(tables) = self.unwinding.tables() {
+                    tables.remove(*tgid);
+                }
                 if let Some(measure) = &self.measure {
                     let now = self.clock.to_unix(monotonic());
                     measure.metrics.lock().ended(*tgid, now);

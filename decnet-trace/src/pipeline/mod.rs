@@ -33,8 +33,9 @@ use crossbeam_channel::Sender;
 use intervals::Intervals;
 pub use live::{Live, Python, Tally};
 use minutes::Minutes;
-pub use outcome::{Outcome, Requests, is_loss};
+pub use outcome::{Outcome, Requests, Unwinding, is_loss};
 pub use reload::Reload;
+use tracing::warn;
 use wall::Wall;
 
 use crate::{
@@ -53,10 +54,14 @@ use crate::{
     sampling::{Sampling, SamplingConfig},
     symbolize,
     telemetry::{Counters, clock},
+    unwind,
 };
 
 /// How long the sinks may take to send what they hold when the agent stops.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
+
+/// How long the code of the first targets may take to be read before they are sampled without it.
+const UNWIND_MAX: Duration = Duration::from_secs(10);
 
 /// What to record, of whom, and where it goes.
 #[derive(Debug)]
@@ -152,6 +157,16 @@ impl Pipeline {
         )
         .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
         let ingest = Ingest::new(bpf.take_rings())?;
+        let unwinding = match bpf.take_unwind() {
+            None => Unwinding::FramePointers,
+            Some(Ok(maps)) => unwind::spawn(*maps, config.load.unwind_memory)
+                .map(Unwinding::Tables)
+                .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?,
+            Some(Err(error)) => {
+                warn!("native frames by frame pointers alone: {error}");
+                Unwinding::Refused(error.to_string())
+            }
+        };
         // A store gets samples whether or not somebody else wants a profile.
         let store = exporters.profiles().filter(|_| config.load.rate > 0);
         let interval = config.interval.or(store.map(|_| minutes::EVERY));
@@ -204,11 +219,15 @@ impl Pipeline {
             rate: config.load.rate,
             programs_log: config.load.log,
             wall,
+            unwinding: unwinding.clone(),
             bpf,
         })?;
         // Targets first: from the moment a hook is attached, it knows whom it is for.
         for change in &first {
             worker.apply(change);
+        }
+        if let Some(tables) = unwinding.tables() {
+            tables.wait(UNWIND_MAX);
         }
         worker.attach()?;
         worker.discover(discovery, first)?;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{export::Summary, govern::cost::Bill, profile::Profile, telemetry::usage::Usage};
+use crate::{
+    export::Summary, govern::cost::Bill, profile::Profile, telemetry::usage::Usage, unwind,
+};
 
 /// What a pipeline has seen from its start to its end.
 #[derive(Debug)]
@@ -19,8 +21,31 @@ pub struct Outcome {
     pub bill: Bill,
     /// What the agent's own process used.
     pub usage: Option<Usage>,
+    /// How native stacks were followed.
+    pub unwinding: Unwinding,
     /// All counters, by name.
     pub counters: Vec<(&'static str, u64)>,
+}
+
+/// How native stacks are followed.
+#[derive(Clone, Debug)]
+pub enum Unwinding {
+    /// By frame pointers, or not at all: nothing else was asked for.
+    FramePointers,
+    /// By unwind tables, and by frame pointers where there are none.
+    Tables(unwind::Client),
+    /// By frame pointers, for the kernel refused the program that uses tables; why.
+    Refused(String),
+}
+
+impl Unwinding {
+    /// The tables, where there are.
+    pub const fn tables(&self) -> Option<&unwind::Client> {
+        match self {
+            Self::Tables(tables) => Some(tables),
+            Self::FramePointers | Self::Refused(_) => None,
+        }
+    }
 }
 
 /// Counts of requests.

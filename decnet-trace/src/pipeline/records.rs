@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use decnet_trace_common::event;
+use decnet_trace_common::event::{self, sample_flags};
 
 use super::{discovery::DiscoveryThread, live::Live, statements::Sighting};
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     },
     decode::{Event, decode},
     profile::aggregate::Aggregator,
+    unwind,
 };
 
 /// How many databases are noted in a round, to be looked at.
@@ -34,6 +35,8 @@ pub struct Decoder {
     pub(super) wanted: u64,
     pub(super) sightings: Vec<Sighting>,
     pub(super) live: Arc<Live>,
+    /// Who loads unwind tables, where there are any.
+    unwind: Option<unwind::Client>,
     pub(super) undecoded: u64,
 }
 
@@ -55,8 +58,15 @@ impl Decoder {
             wanted: 0,
             sightings: Vec::new(),
             live,
+            unwind: None,
             undecoded: 0,
         }
+    }
+
+    /// The same, which asks `unwind` for the tables that samples call for.
+    pub(super) fn with_unwinding(mut self, unwind: Option<unwind::Client>) -> Self {
+        self.unwind = unwind;
+        self
     }
 
     /// Sends one record where it belongs, as it was taken from a ring. For replays: nobody looks for
@@ -143,6 +153,11 @@ impl Decoder {
             }
             Ok(Event::Sample(sample, frames)) => {
                 self.live.count(&sample);
+                if let Some(unwind) = &self.unwind
+                    && sample.flags & sample_flags::NATIVE_UNMAPPED != 0
+                {
+                    unwind.look(sample.header.tgid);
+                }
                 if let Some(profile) = &mut self.profile {
                     profile.sample(&sample, &frames);
                 }

@@ -25,7 +25,7 @@ use super::{
     live::{Live, Python},
     measure::Measure,
     minutes::Minutes,
-    outcome::{Outcome, Requests},
+    outcome::{Outcome, Requests, Unwinding},
     processes::Processes,
     records::Decoder,
     reload::Reload,
@@ -98,6 +98,7 @@ pub(super) struct Parts {
     pub(super) rate: u32,
     pub(super) programs_log: bool,
     pub(super) wall: Option<Wall>,
+    pub(super) unwinding: Unwinding,
 }
 
 /// The state of the thread.
@@ -141,6 +142,7 @@ pub(super) struct Worker {
     reloaded: Receiver<Reload>,
     /// Samples the threads on no CPU, where that was asked for.
     pub(super) wall: Option<Wall>,
+    pub(super) unwinding: Unwinding,
 }
 
 impl Worker {
@@ -169,6 +171,7 @@ impl Worker {
             rate,
             programs_log,
             wall,
+            unwinding,
         } = parts;
         let profiling = profile.is_some() && rate > 0;
         let purposes = [
@@ -194,11 +197,13 @@ impl Worker {
                     .filter(|_| profiling)
                     .map(|options| Aggregator::new(options, symbolizer.clone())),
                 Arc::clone(&live),
-            ),
+            )
+            .with_unwinding(unwinding.tables().cloned()),
             interval,
             minutes,
             live,
             wall,
+            unwinding,
             bpf,
             ingest,
             policy,
@@ -481,6 +486,9 @@ impl Worker {
         if let Some(wall) = &self.wall {
             all.extend(wall.counters());
         }
+        if let Some(tables) = self.unwinding.tables() {
+            all.extend(tables.counters());
+        }
         if let Some(interval) = &self.interval {
             all.push(("samples_lost_not_shown", interval.lost()));
         }
@@ -554,6 +562,7 @@ impl Worker {
             profile,
             bill,
             usage: self.usage.as_mut().and_then(|usage| usage.read().ok()),
+            unwinding: self.unwinding,
             counters: all,
         })
     }

@@ -80,11 +80,13 @@ fn merge_user(native: &[NativeFrame], python: &PythonStack, stack: &mut Vec<Arc<
     let (outside, inside) = native.split_at(outermost);
     // What starts a program or a thread tells nothing outside Python, and splits the main thread from
     // the others.
-    stack.extend(
-        others(outside)
-            .filter(|frame| frame.role != Role::Startup)
-            .map(own),
-    );
+    let mut starts = false;
+    for frame in others(outside) {
+        starts = frame.role == Role::Startup || starts && is_unnamed_libc(&frame.frame);
+        if !starts {
+            stack.push(own(frame));
+        }
+    }
     if let Some(parts) = python.parts(inside.iter().filter(|frame| is_loop(frame)).count()) {
         let mut parts = parts.into_iter();
         for frame in inside {
@@ -100,6 +102,12 @@ fn merge_user(native: &[NativeFrame], python: &PythonStack, stack: &mut Vec<Arc<
     // A native stack without a loop ended before it reached one: all of it is what Python called.
     let innermost = inside.iter().rposition(is_loop).map_or(0, |at| at + 1);
     stack.extend(others(&inside[innermost..]).map(own));
+}
+
+/// Whether this is a function of the C library that has no name: what it exports are few of those that begin
+/// a program or a thread.
+fn is_unnamed_libc(frame: &Frame) -> bool {
+    frame.name.starts_with("[libc.") || frame.name.starts_with("[libpthread")
 }
 
 /// The frames that are not the interpreter's.
@@ -329,6 +337,31 @@ mod tests {
                 "handler",
                 "ext_outer",
                 "ext_leaf",
+                "do_syscall_64"
+            ],
+        );
+    }
+
+    /// What begins a program is left out though the C library has no name for a part of it; what it calls
+    /// otherwise stays.
+    #[test]
+    fn unnamed_beginnings_are_left_out() {
+        assert_eq!(
+            merged(
+                &["_start", "[libc.so.6+0x271d0]", "main", EVAL],
+                &["<module>"]
+            ),
+            ["<module>", "do_syscall_64"],
+        );
+        assert_eq!(
+            merged(
+                &["_start", "main", "app_main", "[libc.so.6+0x271d0]", EVAL],
+                &["<module>"]
+            ),
+            [
+                "app_main",
+                "[libc.so.6+0x271d0]",
+                "<module>",
                 "do_syscall_64"
             ],
         );

@@ -4,7 +4,7 @@ use std::{fs, io, ops::Range, path::Path, sync::Arc};
 
 /// What an executable mapping maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Backing {
+pub(crate) enum Backing {
     /// A file, with its device and inode numbers as maps shows them.
     File {
         /// The path in the process's own mount namespace, ` (deleted)` removed.
@@ -22,13 +22,13 @@ pub(super) enum Backing {
 
 /// An executable mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     /// The addresses.
-    pub(super) range: Range<u64>,
+    pub(crate) range: Range<u64>,
     /// Where in the file the range begins.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// What is mapped.
-    pub(super) backing: Backing,
+    pub(crate) backing: Backing,
 }
 
 /// Reads the executable mappings of a process, in the order of their addresses.
@@ -36,7 +36,7 @@ pub(super) struct Mapping {
 /// # Errors
 ///
 /// When the process is gone or may not be looked into.
-pub(super) fn read(tgid: u32) -> io::Result<Vec<Mapping>> {
+pub(crate) fn read(tgid: u32) -> io::Result<Vec<Mapping>> {
     let text = fs::read(Path::new("/proc").join(tgid.to_string()).join("maps"))?;
     Ok(parse(&text))
 }

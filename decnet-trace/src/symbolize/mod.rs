@@ -31,6 +31,8 @@ mod python;
 mod stats;
 mod truncation;
 
+pub(crate) use maps::{Backing, Mapping, read as mappings};
+pub(crate) use module::{FileId, locate};
 pub use python::{NoPython, PythonFrames, PythonLocation};
 pub use stats::{Reason, Stats};
 
@@ -283,7 +285,8 @@ impl Worker {
             .user(raw.process, raw.tgid, &raw.user, &mut self.interner);
         let python = self.python_stack(raw);
         let mut frames = merge::merge(&native.frames, &python, &kernel);
-        if native.cut && python.frames.is_empty() {
+        let broken = raw.flags & sample_flags::NATIVE_BROKEN != 0;
+        if (native.cut || broken) && python.frames.is_empty() {
             let cut = self.interner.intern(merge::truncated(FrameKind::Native));
             frames.insert(0, cut);
         }

@@ -12,7 +12,7 @@ use super::maps::{Backing, Mapping};
 /// A file, by what it is and not by its path: workers in different containers that map the same file
 /// share it, and a file replaced under its path is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct FileId {
+pub(crate) struct FileId {
     device: u64,
     inode: u64,
     size: u64,
@@ -29,7 +29,7 @@ pub(super) struct FileId {
 /// # Errors
 ///
 /// When the file cannot be found by any of these, or is not a regular one.
-pub(super) fn locate(tgid: u32, mapping: &Mapping) -> io::Result<(FileId, PathBuf)> {
+pub(crate) fn locate(tgid: u32, mapping: &Mapping) -> io::Result<(FileId, PathBuf)> {
     let Backing::File {
         path,
         device,
