@@ -110,19 +110,15 @@ fn kernel() {
     assert!(entry > Some(50.0) && both > entry, "{entry:?} {both:?}");
 }
 
-/// A sample takes more than nothing, more with more frames, and less than a millisecond.
+/// A sample takes more than nothing, and less than a millisecond, at each depth.
 #[test]
 fn samples() {
     let Some(report) = smallest(Kind::Samples) else {
         return;
     };
-    let price = |depth: u32| {
-        let id = format!("samples/{depth}/0/ns");
-        within(&report, &id, 100.0, 1e6);
-        report.get(&id).map_or(0.0, |figure| figure.value)
-    };
-    assert!(price(10) < price(128), "{} {}", price(10), price(128));
-    within(&report, "samples/50/150/ns", 100.0, 1e6);
+    for figure in ["10/0", "50/0", "128/0", "50/150"] {
+        within(&report, &format!("samples/{figure}/ns"), 100.0, 1e6);
+    }
     within(&report, "samples/stops/py-spy", -1e4, 1e6);
 }
 

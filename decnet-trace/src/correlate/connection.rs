@@ -33,8 +33,8 @@ pub(super) struct Connection {
     pub(super) last: u64,
     /// When bytes were last read on it; 0 where never.
     pub(super) read: u64,
-    /// How it was made, until its first request.
-    pub(super) connect: Option<Connect>,
+    /// How it was made, until its first request; few wait for one.
+    pub(super) connect: Option<Box<Connect>>,
     /// The requests seen on it; wraps.
     pub(super) requests: u32,
     /// The side that the process is on, once a head told.
@@ -54,7 +54,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) const fn new(op: &SockOp, connect: Option<Connect>) -> Self {
+    pub(super) const fn new(op: &SockOp, connect: Option<Box<Connect>>) -> Self {
         Self {
             tgid: op.header.tgid,
             fd: op.fd,

@@ -178,7 +178,7 @@ impl Correlator {
                     true => None,
                     false => self.connects.remove(&op.sock),
                 };
-                entry.insert(Connection::new(op, connect))
+                entry.insert(Connection::new(op, connect.map(Box::new)))
             }
         };
         if op.ret > 0 {

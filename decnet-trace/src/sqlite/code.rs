@@ -39,6 +39,11 @@ pub(super) fn field_returned(code: &[u8]) -> Option<u16> {
             Mnemonic::Ret => return found,
             Mnemonic::Endbr64 | Mnemonic::Nop | Mnemonic::Test | Mnemonic::Xor => {}
             _ if instruction.is_jcc_short_or_near() => {}
+            // What is returned where there is no struct.
+            _ if instruction.code() == Code::Mov_r32_imm32
+                && instruction.op0_register() == Register::EAX
+                && instruction.immediate32() == 0
+                && found.is_none() => {}
             Mnemonic::Mov | Mnemonic::Movsx | Mnemonic::Movzx | Mnemonic::Movsxd => {
                 let is_field = instruction.op1_kind() == OpKind::Memory
                     && instruction.memory_base() == Register::RDI
@@ -110,6 +115,14 @@ mod tests {
             0xf3, 0x0f, 0x1e, 0xfa, 0x48, 0x85, 0xff, 0x74, 0x05, 0x0f, 0xbf, 0x47, 0x20, 0xc3,
         ];
         assert_eq!(field_returned(&short), Some(0x20));
+        let unoptimised = [
+            0xb8, 0, 0, 0, 0, 0x48, 0x85, 0xff, 0x74, 0x04, 0x0f, 0xbf, 0x47, 0x20, 0xc3,
+        ];
+        assert_eq!(field_returned(&unoptimised), Some(0x20));
+        let constant = [
+            0xb8, 1, 0, 0, 0, 0x48, 0x85, 0xff, 0x74, 0x04, 0x0f, 0xbf, 0x47, 0x20, 0xc3,
+        ];
+        assert_eq!(field_returned(&constant), None);
     }
 
     /// A function that does more than return a field tells nothing: here two loads, a call, and another

@@ -22,6 +22,7 @@ use aya::{
 use serde_json::Value;
 use support::{Agent, Span, can_run};
 use xtask::bed::{
+    embedded,
     process::{Folder, Process},
     venv::{Venv, default_python, python},
 };
@@ -173,6 +174,16 @@ fn statements_are_told() {
         }
         Err(error) => println!("SKIPPED: a bundled SQLite, which cannot be had: {error:#}"),
     }
+    // In the program itself, told by its symbol table; without that, nothing is.
+    let mut stripped = None;
+    match embedded::ensure() {
+        Ok(embedded) => {
+            let program = Program::start(&embedded.python, "pysqlite3");
+            programs.insert("static".to_owned(), program);
+            stripped = Some(Program::start(&embedded.stripped, "pysqlite3"));
+        }
+        Err(error) => println!("SKIPPED: SQLite within a program: {error:#}"),
+    }
     for version in ["3.8", "3.9", "3.10", "3.11", "3.12", "3.13"] {
         match python(version) {
             Some(interpreter) => {
@@ -187,9 +198,16 @@ fn statements_are_told() {
         program.ready_for("warm-up");
         args.extend(["--pid".to_owned(), program.process.pid().to_string()]);
     }
+    if let Some(stripped) = &mut stripped {
+        stripped.ready_for("warm-up");
+        args.extend(["--pid".to_owned(), stripped.process.pid().to_string()]);
+    }
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let agent = Agent::start(&args);
     wait_until_watched(&agent, programs.len());
+    if let Some(stripped) = &mut stripped {
+        stripped.go("warm-up", "statements");
+    }
     for program in programs.values_mut() {
         program.go("warm-up", "statements");
     }
@@ -219,6 +237,12 @@ fn statements_are_told() {
     drop(stats);
     thread::sleep(SETTLE);
     let seen = agent.stop();
+    if let Some(stripped) = &stripped {
+        let pid = u64::from(stripped.process.pid());
+        assert!(seen.spans.iter().all(|span| span.pid != pid));
+        let watched = seen.output.matches("watching SQLite").count();
+        assert_eq!(watched, programs.len());
+    }
     let raw: String = seen
         .spans
         .iter()

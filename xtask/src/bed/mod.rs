@@ -2,6 +2,7 @@
 //! and the end-to-end tests of decnet-trace stand on it.
 
 pub mod collector;
+pub mod embedded;
 pub mod http;
 pub mod interpreter;
 pub mod load;

@@ -73,8 +73,9 @@ impl Dialog {
         open.exchange.pipelined = !self.open.is_empty();
         if role == Role::Client {
             let connect = conn.connect.take();
-            open.exchange.before =
-                connect.map_or(conn.read, |connect| connect.start.max(conn.read));
+            open.exchange.before = connect
+                .as_ref()
+                .map_or(conn.read, |connect| connect.start.max(conn.read));
             open.exchange.connect = connect.and_then(|connect| connect.took);
             if cx.asked.len() < ASKED_MAX
                 && let Some(asked) = Asked::new(&open.exchange)
