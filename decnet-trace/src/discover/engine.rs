@@ -35,6 +35,9 @@ const LOOKS: [Duration; 7] = [
 const FORK_DELAY: Duration = Duration::from_millis(20);
 /// How long after the end of a process its pid is looked at, in case it was another's already.
 const EXIT_DELAY: Duration = Duration::from_secs(1);
+/// How long after a process began to be traced its children are looked at, in case that it forked one while the
+/// kernel side did not know of it yet: servers do so as soon as they listen.
+const CHILDREN_DELAYS: [Duration; 2] = [FORK_DELAY, Duration::from_millis(500)];
 /// How often all processes are looked through, in case a record was lost.
 const SCAN_EVERY: Duration = Duration::from_secs(30);
 /// The most processes waiting for a look. What does not fit is found by the next scan.
@@ -109,6 +112,18 @@ enum Due {
     At(Instant),
 }
 
+impl Due {
+    /// Whether it has come at this tick, from which a delay counts that has not begun.
+    fn has_come(&mut self, now: Instant) -> bool {
+        let at = match *self {
+            Self::At(at) => at,
+            Self::After(delay) => now + delay,
+        };
+        *self = Self::At(at);
+        at <= now
+    }
+}
+
 impl Look {
     fn after(delay: Duration) -> Self {
         Self {
@@ -129,6 +144,8 @@ pub struct Discovery {
     runtimes: Runtimes,
     traced: FxHashMap<u32, Arc<TracedProcess>>,
     looks: FxHashMap<u32, Look>,
+    /// Processes that have just begun to be traced, and when to look at their children.
+    parents: Vec<(Due, u32)>,
     /// Processes that a scan found not worth another look: pid, start, program executed.
     settled: FxHashSet<(u32, u64, u64)>,
     /// What is to be said with the next tick.
@@ -148,6 +165,7 @@ impl Discovery {
             runtimes: Runtimes::default(),
             traced: FxHashMap::default(),
             looks: FxHashMap::default(),
+            parents: Vec::new(),
             settled: FxHashSet::default(),
             changes: Vec::new(),
             next_scan: None,
@@ -260,12 +278,7 @@ impl Discovery {
     pub fn tick(&mut self, now: Instant) -> Vec<Change> {
         let mut due = Vec::new();
         for (&pid, look) in &mut self.looks {
-            let at = match look.due {
-                Due::At(at) => at,
-                Due::After(delay) => now + delay,
-            };
-            look.due = Due::At(at);
-            if at <= now {
+            if look.due.has_come(now) {
                 due.push(pid);
             }
         }
@@ -276,6 +289,13 @@ impl Discovery {
             if let Some(look) = self.looks.remove(&pid) {
                 self.take(pid, look, now, &mut tables);
             }
+        }
+        let parents: Vec<_> = self
+            .parents
+            .extract_if(.., |(due, _)| due.has_come(now))
+            .collect();
+        for (_, pid) in parents {
+            self.look_at_children(pid, now, &mut tables);
         }
         let next_scan = *self.next_scan.get_or_insert(now + SCAN_EVERY);
         if next_scan <= now {
@@ -289,8 +309,9 @@ impl Discovery {
     /// When the next tick is due, were nothing to happen; `None`: at once.
     pub fn next_due(&self) -> Option<Instant> {
         let mut next = self.next_scan?;
-        for look in self.looks.values() {
-            match look.due {
+        let parents = self.parents.iter().map(|(due, _)| due);
+        for due in self.looks.values().map(|look| &look.due).chain(parents) {
+            match *due {
                 Due::At(at) => next = next.min(at),
                 Due::After(_) => return None,
             }
@@ -359,6 +380,18 @@ impl Discovery {
                 inherited: false,
             };
             self.look_at(pid, next);
+        }
+    }
+
+    /// Looks at those children of a traced process of which nothing is known.
+    fn look_at_children(&mut self, pid: u32, now: Instant, tables: &mut NetTables) {
+        if !self.traced.contains_key(&pid) {
+            return;
+        }
+        for child in procfs::children(pid) {
+            if !self.traced.contains_key(&child) && !self.looks.contains_key(&child) {
+                self.take(child, Look::after(Duration::ZERO), now, tables);
+            }
         }
     }
 
@@ -458,6 +491,8 @@ impl Discovery {
         });
         self.traced.insert(pid, Arc::clone(&traced));
         self.changes.push(Change::Trace(traced));
+        let delays = CHILDREN_DELAYS.map(Due::After);
+        self.parents.extend(delays.map(|due| (due, pid)));
         Ok(())
     }
 

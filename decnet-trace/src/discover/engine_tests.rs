@@ -237,8 +237,12 @@ s = socket.socket(socket.AF_UNIX); s.bind('here.sock'); s.listen(5); tell('liste
     unix.told();
     let changes = discovery.tick(start + Duration::from_millis(2));
     assert!(about(&changes, unix.pid()).is_empty(), "not due yet");
-    let due = discovery.next_due().unwrap();
-    assert_eq!(due, start + LOOKS[0]);
+    // The server's children come first.
+    let due = start + LOOKS[0];
+    assert!(discovery.next_due().unwrap() < due);
+    let changes = discovery.tick(start + CHILDREN_DELAYS[0] + Duration::from_millis(2));
+    assert!(about(&changes, unix.pid()).is_empty(), "not due yet");
+    assert_eq!(discovery.next_due(), Some(due));
     let changes = discovery.tick(due);
     let traced = traced(&changes, unix.pid());
     assert_eq!(traced.process.listening, [Listen::Unix("here.sock".into())]);
@@ -397,6 +401,33 @@ tell(worker); tell(other); wait()";
     assert_eq!(traced(&changes, worker).why, Why::ChildOf(server.pid()));
     assert!(about(&changes, other).is_empty());
     assert_eq!(anew.traced().len(), 2);
+}
+
+/// A worker that a server forks right after it began to listen, before the kernel side could know of the
+/// server, is found among its children.
+#[test]
+fn finds_children_that_nobody_told_of() {
+    let Some(python) = system_python() else {
+        return;
+    };
+    let script = "
+import signal
+s = listen()
+tell('up'); wait()
+worker = os.fork()
+if worker == 0: s.close(); sys.stdin.close(); signal.pause()
+tell(worker); wait()";
+    let mut server = Running::script(&python, &[], script);
+    server.told();
+    let mut discovery = everything();
+    let start = Instant::now();
+    discovery.on_listen(server.pid());
+    traced(&discovery.tick(start), server.pid());
+    server.go_on();
+    let worker = server.told_pid();
+    assert!(about(&discovery.tick(start), worker).is_empty());
+    let changes = discovery.tick(discovery.next_due().unwrap());
+    assert_eq!(traced(&changes, worker).why, Why::ChildOf(server.pid()));
 }
 
 /// The child of a process that has ended since is known by the one that forked it.

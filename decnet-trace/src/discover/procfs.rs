@@ -200,6 +200,23 @@ pub(super) fn pids() -> io::Result<impl Iterator<Item = u32>> {
     Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
 }
 
+/// The children of a process. None where it has ended, or the kernel was built without `CONFIG_PROC_CHILDREN`
+/// (Linux, Documentation/filesystems/proc.rst, section 3.7).
+pub(super) fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = fs::read_dir(path(pid, "task")) else {
+        return Vec::new();
+    };
+    let lists =
+        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok());
+    lists
+        .flat_map(|list| {
+            list.split_whitespace()
+                .filter_map(|child| child.parse().ok())
+                .collect::<Vec<u32>>()
+        })
+        .collect()
+}
+
 fn read(pid: u32, name: &str, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path(pid, name))?

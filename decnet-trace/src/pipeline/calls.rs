@@ -136,7 +136,9 @@ impl Calls {
         identities: &Identities,
         exchange: &Exchange,
     ) -> Option<RequestId> {
-        if !self.watched.contains_key(&exchange.tgid) {
+        // That of a process which has ended is told too: its calls may still wait, and one that was never
+        // answered is not to be taken for another's.
+        if !self.watched.contains_key(&exchange.tgid) && !self.ended.contains(&exchange.tgid) {
             return None;
         }
         if let Some(id) = self.begun.remove(&(exchange.sock, exchange.number)) {
@@ -326,5 +328,109 @@ fn served(id: RequestId, exchange: &Exchange) -> Served {
         one_thread: exchange.response_tid == exchange.tid,
         start: exchange.start,
         end: exchange.end,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use decnet_trace_common::event::{Header, Lineage, LineageWhat};
+
+    use super::*;
+    use crate::{
+        correlate::exchange::{End, Role},
+        policy::tests::served as exchange,
+    };
+
+    const TGID: u32 = 7;
+
+    fn copied(identities: &mut Identities, ts: u64, context: u64, object: u64) {
+        let header = Header {
+            tgid: TGID,
+            tid: TGID,
+            ts,
+            ..Header::default()
+        };
+        identities.on_lineage(&Lineage {
+            header,
+            context,
+            object,
+            caller: 0,
+            what: LineageWhat::Copied as u32,
+            reserved: 0,
+        });
+    }
+
+    fn of(identities: &mut Identities, ts: u64, context: u64) -> u64 {
+        let header = Header {
+            tgid: TGID,
+            tid: TGID,
+            ts,
+            ..Header::default()
+        };
+        identities.resolve(&header, context).to_bits()
+    }
+
+    /// A worker is killed while it serves the second request of a connection, in a context that descends from
+    /// the first one's; its end is told before that request is. What it called for it is not the first one's.
+    #[test]
+    fn calls_of_a_killed_process_are_not_an_earlier_requests() {
+        const LOOP: u64 = 0x1000;
+        const FIRST: u64 = 0x2000;
+        const SECOND: u64 = 0x3000;
+        let mut identities = Identities::default();
+        identities.arm(TGID, 1);
+        let mut calls = Calls::new(true, false);
+
+        let reader = of(&mut identities, 10, LOOP);
+        copied(&mut identities, 20, LOOP, FIRST);
+        let first = Exchange {
+            start: 10,
+            response_start: Some(30),
+            end: 40,
+            request_context: reader,
+            response_context: of(&mut identities, 30, FIRST),
+            ..exchange()
+        };
+        let request = served(calls.number(), &first);
+        calls.attribution.served(&identities, TGID, &request);
+        let span = SpanRef {
+            trace_id: [1; 16],
+            span_id: [1; 8],
+            trace_state: "".into(),
+            trace_flags: 1,
+        };
+        calls.placed(request.id, span);
+
+        copied(&mut identities, 60, FIRST, SECOND);
+        let call = Exchange {
+            role: Role::Client,
+            sock: 2,
+            start: 70,
+            response_start: Some(80),
+            end: 90,
+            request_context: of(&mut identities, 70, SECOND),
+            response_context: 0,
+            ..exchange()
+        };
+        calls.made(Outbound::Exchange(Box::new(call)));
+        let second = Exchange {
+            number: 2,
+            start: 50,
+            response_start: None,
+            status: None,
+            end: 100,
+            request_context: of(&mut identities, 50, FIRST),
+            response_context: 0,
+            ended_by: End::Aborted,
+            ..exchange()
+        };
+        calls.ended(TGID);
+        calls.served(&identities, &second);
+
+        let mut parents = Vec::new();
+        calls.decide(&identities, None, 200, |_, parent| {
+            parents.push(parent.is_some());
+        });
+        assert_eq!(parents, [false]);
     }
 }

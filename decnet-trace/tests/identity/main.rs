@@ -204,6 +204,8 @@ fn verdicts(seen: &Seen) -> All {
             assert_eq!(link, "exact");
             verdicts.right += 1;
         } else {
+            let parent = parents.get(span.parent.as_str());
+            println!("wrong: {url} of pid {} is under {parent:?}", span.pid);
             verdicts.wrong += 1;
         }
     }

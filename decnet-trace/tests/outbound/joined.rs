@@ -245,17 +245,23 @@ fn three_hops() {
     assert!((1..60).contains(&traces.len()), "{traces:?}");
 }
 
-/// In the last traces of a store each of three services serves and, but for the last, calls.
+/// In the last traces of a store that begin with `/slow` each of three services serves and, but for the last,
+/// calls.
 fn check_trees(store: &Path, [a, b, c]: [u64; 3]) {
     let output = Command::new(env!("CARGO_BIN_EXE_decnet-trace"))
-        .args(["requests", "--last", "5", "--json", "--store"])
+        .args(["requests", "--last", "40", "--json", "--store"])
         .arg(store)
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(text.lines().count(), 5, "{text}");
-    for line in text.lines() {
-        let trace: Value = serde_json::from_str(line).unwrap();
+    let traces = text
+        .lines()
+        .map(|line| (line, serde_json::from_str(line).unwrap()));
+    let slow: Vec<(&str, Value)> = traces
+        .filter(|(_, trace): &(&str, Value)| trace["name"].as_str().unwrap().contains("/slow/"))
+        .collect();
+    assert_eq!(slow.len(), 10, "{text}");
+    for (line, trace) in slow {
         let spans = trace["spans"].as_array().unwrap().iter();
         let pids: Vec<u64> = spans.map(|span| span["pid"].as_u64().unwrap()).collect();
         assert_eq!(pids, [a, a, b, b, c], "{line}");
