@@ -36,6 +36,8 @@ counters! {
     heads_cut,
     /// Request heads that never came to their end.
     heads_unfinished,
+    /// Operations of processes from before a time in which they were not traced.
+    operations_before_a_gap,
     /// Exchanges dropped because what followed could not be paired with certainty.
     exchanges_lost,
     /// Connections given up for good because the messages on them could not be told apart.

@@ -43,6 +43,9 @@ const QUIET: u64 = 1_000_000_000;
 /// The most connections that are remembered before they are used.
 const CONNECTS_MAX: usize = 4096;
 
+/// How long operations from before a process was traced may still come, in nanoseconds.
+const GAP: u64 = 10_000_000_000;
+
 /// The most dialogs that are kept for the next connections.
 const POOL: usize = 256;
 
@@ -58,6 +61,8 @@ pub struct Correlator {
     connections: FxHashMap<u64, Connection>,
     /// How many connections each process has, so that the end of one without any costs nothing.
     processes: FxHashMap<u32, usize>,
+    /// Processes that have just begun to be traced, and when.
+    anew: FxHashMap<u32, u64>,
     /// Requests that processes made, to be fetched.
     asked: Vec<Asked>,
     /// Connections that processes make and have not used yet.
@@ -81,6 +86,7 @@ impl Correlator {
             counters: Counters::default(),
             connections: FxHashMap::default(),
             processes: FxHashMap::default(),
+            anew: FxHashMap::default(),
             asked: Vec::new(),
             connects: FxHashMap::default(),
             pool: Pool::default(),
@@ -163,6 +169,13 @@ impl Correlator {
     pub fn on_sock_op(&mut self, op: &SockOp, payload: &[u8], out: &mut Vec<Exchange>) {
         let ts = op.header.ts;
         self.now = self.now.max(ts);
+        if !self.anew.is_empty()
+            && let Some(&since) = self.anew.get(&op.header.tgid)
+            && ts < since
+        {
+            self.counters.operations_before_a_gap += 1;
+            return;
+        }
         if self.connections.len() >= self.limits.connections
             && op.ret > 0
             && !self.connections.contains_key(&op.sock)
@@ -342,6 +355,7 @@ impl Correlator {
             self.settle(sock, now, out);
         }
         if now >= self.sweep_at {
+            self.anew.retain(|_, since| now < *since + GAP);
             self.sweep_at = now.saturating_add(SWEEP_EVERY);
             let idle = self.limits.idle;
             self.forget(Cause::Idle, now, out, |_, conn| {
@@ -369,6 +383,32 @@ impl Correlator {
         }
         self.heads_memory = 0;
         self.open_memory = 0;
+    }
+
+    /// A process is traced from `now` on, and was not until then, though it may have been before: what is
+    /// half-seen of it is dropped, as where events were lost.
+    pub fn traced_anew(&mut self, tgid: u32, now: u64) {
+        self.anew.insert(tgid, now);
+        if !self.processes.contains_key(&tgid) {
+            return;
+        }
+        let mut out = Vec::new();
+        let mut cx = Cx {
+            out: &mut out,
+            asked: &mut self.asked,
+            counters: &mut self.counters,
+            limits: &self.limits,
+            wanted: &self.wanted,
+        };
+        let theirs = self.connections.values_mut();
+        for conn in theirs.filter(|conn| conn.tgid == tgid) {
+            if let Some(mut dialog) = conn.dialog.take() {
+                self.heads_memory -= dialog.heads_memory();
+                self.open_memory -= dialog.open_memory();
+                dialog.lose(conn, &mut cx);
+                self.pool.give(dialog);
+            }
+        }
     }
 
     /// The agent stops: hands out what is under way and forgets everything.

@@ -41,6 +41,11 @@ impl Worker {
                     target = inherited;
                     python = Python::Read;
                 }
+                // A child is traced from its fork on, until it is found to execute something else; there is a gap
+                // before it is traced for that.
+                if self.bpf.targets.get(&tgid, 0).is_err() {
+                    self.decoder.traced_anew(tgid, monotonic());
+                }
                 if let Err(error) = self.bpf.targets.insert(tgid, target, 0) {
                     warn!("cannot trace process {tgid}: {error}");
                     return;

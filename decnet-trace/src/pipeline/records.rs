@@ -99,6 +99,12 @@ impl Decoder {
         self.statements.forget_process(tgid, &mut self.executed);
     }
 
+    /// A process is traced from `now` on, and was not until then.
+    pub(super) fn traced_anew(&mut self, tgid: u32, now: u64) {
+        self.forget_process(tgid);
+        self.correlator.traced_anew(tgid, now);
+    }
+
     /// A step of a statement.
     fn statement(&mut self, step: &event::Statement, text: &[u8], file: &[u8]) {
         let tgid = step.header.tgid;

@@ -70,6 +70,9 @@ const ROUND_BYTES: usize = 64 << 10;
 /// How often the slow things are done: looking for quiet closes, forgetting, costs.
 const SLOW: Duration = Duration::from_secs(1);
 
+/// How long a record that is being written is waited for at the end.
+const DRAIN_MAX: Duration = Duration::from_millis(500);
+
 /// How long naming the last stacks may take at the end.
 const SYMBOLIZE_MAX: Duration = Duration::from_secs(10);
 
@@ -126,6 +129,8 @@ pub(super) struct Worker {
     pub(super) purposes: u32,
     pub(super) rate: u32,
     pub(super) ring_lost: u64,
+    /// How often a ring was not waited for any more.
+    stuck: u64,
     pub(super) unknown_process: u64,
     pub(super) started: Instant,
     pub(super) started_unix: u64,
@@ -225,6 +230,7 @@ impl Worker {
             purposes,
             rate,
             ring_lost: 0,
+            stuck: 0,
             unknown_process: 0,
             started: now,
             started_unix: clock.to_unix(monotonic()),
@@ -298,6 +304,11 @@ impl Worker {
     /// One round through the rings for records of before `horizon`; how many bytes of records there were.
     fn round(&mut self, horizon: u64) -> Result<usize> {
         let taken = self.ingest.take();
+        let stuck = self.ingest.given_up();
+        if stuck > self.stuck {
+            self.stuck = stuck;
+            self.events_lost();
+        }
         // Between taking records and looking at them: a loss is noticed before what follows it is paired. A
         // ring that is full is not empty.
         if taken > 0 {
@@ -448,11 +459,16 @@ impl Worker {
                 lost - self.ring_lost
             );
             self.ring_lost = lost;
-            self.decoder.events_lost();
-            self.decoder.identities.events_lost(monotonic());
-            self.joins.events_lost(monotonic());
+            self.events_lost();
         }
         Ok(())
+    }
+
+    /// What is half-seen may be paired wrongly, and is dropped.
+    fn events_lost(&mut self) {
+        self.decoder.events_lost();
+        self.decoder.identities.events_lost(monotonic());
+        self.joins.events_lost(monotonic());
     }
 
     /// Every counter there is, by name.
@@ -467,6 +483,7 @@ impl Worker {
         all.extend(self.counters.iter());
         all.extend(self.decoder.statements.counters().iter());
         all.push(("records_lost_undecoded", self.decoder.undecoded));
+        all.push(("rings_not_waited_for", self.stuck));
         all.push(("exchanges_lost_unknown_process", self.unknown_process));
         all.extend(self.calls.counters());
         all.extend(self.join_counters());
@@ -506,6 +523,12 @@ impl Worker {
         self.bpf.detach();
         let now = monotonic();
         // Nothing comes after these: all of them are due.
+        self.round(now)?;
+        let end = Instant::now() + DRAIN_MAX;
+        while !self.ingest.is_drained() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
+            self.round(now)?;
+        }
         self.round(u64::MAX)?;
         self.notice_losses()?;
         self.decoder

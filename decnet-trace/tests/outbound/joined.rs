@@ -258,7 +258,10 @@ fn check_trees(store: &Path, [a, b, c]: [u64; 3]) {
         .lines()
         .map(|line| (line, serde_json::from_str(line).unwrap()));
     let slow: Vec<(&str, Value)> = traces
-        .filter(|(_, trace): &(&str, Value)| trace["name"].as_str().unwrap().contains("/slow/"))
+        .filter(|(_, trace): &(&str, Value)| {
+            let path = trace["spans"][0]["attributes"]["url.path"].as_str();
+            path.is_some_and(|path| path.starts_with("/slow/slow"))
+        })
         .collect();
     assert_eq!(slow.len(), 10, "{text}");
     for (line, trace) in slow {

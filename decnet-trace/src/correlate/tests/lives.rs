@@ -47,6 +47,23 @@ fn reset_by_the_client() {
     }
 }
 
+/// A process that was not traced for a while is traced again: the request before that is not paired with the
+/// response to a later one, nor is what is told late of the time before.
+#[test]
+fn a_gap() {
+    let mut wire = server();
+    wire.request(&[GET]);
+    let again = wire.now + 10 * MS;
+    wire.correlator.traced_anew(TGID, again);
+    wire.request(&["GET /late HTTP/1.1\r\n\r\n"]);
+    wire.now = again;
+    wire.request(&["GET /b HTTP/1.1\r\n\r\n"])
+        .response(&[ok(0)]);
+    wire.expect(&["GET /b 200 0+0 length"]);
+    assert_eq!(wire.counter("operations_before_a_gap"), 1);
+    assert_eq!(wire.counter("exchanges_lost"), 1);
+}
+
 /// An error that says nothing about the connection ends nothing.
 #[test]
 fn harmless_errors() {
