@@ -367,31 +367,20 @@ impl Correlator {
     /// Events were lost before those that are fed next: exchanges under way may lack any part, so
     /// they are dropped and counted rather than paired wrongly.
     pub fn events_lost(&mut self) {
-        let mut out = Vec::new();
-        let mut cx = Cx {
-            out: &mut out,
-            asked: &mut self.asked,
-            counters: &mut self.counters,
-            limits: &self.limits,
-            wanted: &self.wanted,
-        };
-        for conn in self.connections.values_mut() {
-            if let Some(mut dialog) = conn.dialog.take() {
-                dialog.lose(conn, &mut cx);
-                self.pool.give(dialog);
-            }
-        }
-        self.heads_memory = 0;
-        self.open_memory = 0;
+        self.lose(|_| true);
     }
 
     /// A process is traced from `now` on, and was not until then, though it may have been before: what is
     /// half-seen of it is dropped, as where events were lost.
     pub fn traced_anew(&mut self, tgid: u32, now: u64) {
         self.anew.insert(tgid, now);
-        if !self.processes.contains_key(&tgid) {
-            return;
+        if self.processes.contains_key(&tgid) {
+            self.lose(|conn| conn.tgid == tgid);
         }
+    }
+
+    /// Drops what is under way on these connections.
+    fn lose(&mut self, which: impl Fn(&Connection) -> bool) {
         let mut out = Vec::new();
         let mut cx = Cx {
             out: &mut out,
@@ -400,8 +389,7 @@ impl Correlator {
             limits: &self.limits,
             wanted: &self.wanted,
         };
-        let theirs = self.connections.values_mut();
-        for conn in theirs.filter(|conn| conn.tgid == tgid) {
+        for conn in self.connections.values_mut().filter(|conn| which(conn)) {
             if let Some(mut dialog) = conn.dialog.take() {
                 self.heads_memory -= dialog.heads_memory();
                 self.open_memory -= dialog.open_memory();

@@ -54,9 +54,10 @@ struct Horizon {
 
 impl Horizon {
     /// A round that began at `now` took all that the rings held, or not: up to when it may hand on.
+    /// `u64::MAX`: nothing comes after it.
     fn advance(&mut self, now: u64, drained: bool) -> u64 {
         let stuck = *self.stuck.get_or_insert(now);
-        let is_over = !drained && now.saturating_sub(stuck) > STUCK_MAX;
+        let is_over = !drained && (now == u64::MAX || now.saturating_sub(stuck) > STUCK_MAX);
         if drained || is_over {
             self.given_up += u64::from(is_over);
             self.stuck = None;
@@ -231,6 +232,15 @@ mod tests {
         assert_eq!(horizon.given_up, 1);
         assert_eq!(horizon.advance(late + 1, false), late);
         assert_eq!(horizon.advance(u64::MAX, true), u64::MAX);
+    }
+
+    /// At the end nothing is kept back, even where a ring cannot be read to its end at that moment alone.
+    #[test]
+    fn the_last_round_waits_for_nothing() {
+        let mut horizon = Horizon::default();
+        assert_eq!(horizon.advance(1_000, true), 1_000);
+        assert_eq!(horizon.advance(u64::MAX, false), u64::MAX);
+        assert_eq!(horizon.given_up, 1);
     }
 
     /// A ring that never was read to its end hands on nothing before it is given up.

@@ -483,7 +483,7 @@ impl Worker {
         all.extend(self.counters.iter());
         all.extend(self.decoder.statements.counters().iter());
         all.push(("records_lost_undecoded", self.decoder.undecoded));
-        all.push(("rings_not_waited_for", self.stuck));
+        all.push(("rings_not_waited_for", self.ingest.given_up()));
         all.push(("exchanges_lost_unknown_process", self.unknown_process));
         all.extend(self.calls.counters());
         all.extend(self.join_counters());
