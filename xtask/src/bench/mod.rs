@@ -247,24 +247,25 @@ pub fn run(args: &BenchArgs) -> Result<Report> {
         );
     }
     let mut progress = Progress::start(planned)?;
+    let json = match &args.json {
+        Some(path) => path.clone(),
+        None => services::folder()?.join(format!("{}.json", name(args.kind))),
+    };
     for part in parts {
         // A load that is stopped fails: why it was stopped says more.
         (part.run)(&setup, &services, &mut progress, &mut report)
             .or_else(|why| progress.check().and(Err(why)))?;
+        // What is done is kept, should a later part fail.
+        report.write(&json)?;
+        if let Some(path) = &args.markdown {
+            fs::write(path, report.document())
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
     }
     progress.clear();
     let goals = report.goals(style);
     if !goals.is_empty() {
         println!("\n{goals}");
-    }
-    let path = match &args.json {
-        Some(path) => path.clone(),
-        None => services::folder()?.join(format!("{}.json", name(args.kind))),
-    };
-    report.write(&path)?;
-    if let Some(path) = &args.markdown {
-        fs::write(path, report.document())
-            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(old) = &old {
         println!(
@@ -273,7 +274,7 @@ pub fn run(args: &BenchArgs) -> Result<Report> {
             report.compared(old, style)
         );
     }
-    say(format!("figures: {}", path.display()));
+    say(format!("figures: {}", json.display()));
     Ok(report)
 }
 

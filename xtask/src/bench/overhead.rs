@@ -101,6 +101,19 @@ pub const VARIANTS: &[Variant] = &[
         ]),
     },
     Variant {
+        name: "profiling-100",
+        what: "agent, profiling only, 100 Hz",
+        kind: Kind::Agent(&[
+            "record",
+            "--pid",
+            "PID",
+            "--rate",
+            "100",
+            "--output",
+            "{}/flame.svg",
+        ]),
+    },
+    Variant {
         name: "lineage",
         what: "agent, spans with lineage",
         kind: Kind::Agent(&[
@@ -218,6 +231,7 @@ fn variants(scenario: &str, pace: Pace, quick: bool) -> Vec<Variant> {
             "agent",
             "sampled",
             "everything",
+            "profiling-100",
             "py-spy",
             "otel",
             "memray",
