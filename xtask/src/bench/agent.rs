@@ -45,6 +45,8 @@ impl Tool {
         ] {
             command.env_remove(name);
         }
+        // `record` says no more than its report otherwise.
+        command.env("DECNET_TRACE_LOG", "info");
         Self::start(command, args, Signal::TERM, |log| {
             log.contains("attached: ").then_some(())
         })
