@@ -23,6 +23,26 @@ pub struct Target {
     pub gil_holder: u64,
 }
 
+impl Target {
+    /// The same process when it has executed another program: what was known of its memory is void, and the
+    /// uprobes that told of it are gone. Its sockets are recorded on, and with them every request, until it
+    /// is decided what the new program is.
+    #[must_use]
+    pub const fn executed(mut self) -> Self {
+        self.flags &= !(flags::LINEAGE | flags::QUEUES);
+        if self.flags & flags::NATIVE == 0 {
+            // No sample is to lack its Python frames.
+            self.flags &= !flags::SAMPLES;
+        }
+        self.python = 0;
+        self.thread_state = 0;
+        self.context = 0;
+        self.thread_block = 0;
+        self.gil_holder = 0;
+        self
+    }
+}
+
 /// The bits of [`Target::flags`].
 pub mod flags {
     /// Socket operations are recorded.

@@ -20,6 +20,9 @@ use crate::{
     read,
 };
 
+/// Replace an entry, but don't make one (Linux, include/uapi/linux/bpf.h).
+const BPF_EXIST: u64 = 2;
+
 #[btf_tracepoint(function = "sched_process_fork")]
 pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     try_fork(&ctx);
@@ -28,9 +31,7 @@ pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "sched_process_exec")]
 pub(crate) fn sched_process_exec(_: BtfTracePointContext) -> i32 {
-    if let Some(current) = gate::current() {
-        record(current, ProcWhat::Exec, 0);
-    }
+    try_exec();
     0
 }
 
@@ -67,6 +68,18 @@ fn try_fork(ctx: &BtfTracePointContext) -> Option<()> {
     }
     say!(ctx, "process {} forked {}", current.tgid, tgid);
     record(Current { tgid, tid }, ProcWhat::Fork, current.tgid);
+    Some(())
+}
+
+/// A traced process stays traced when it executes a program, for that may be a worker of the same service: its
+/// sockets are, for nothing is known of its memory any more.
+#[inline(always)]
+fn try_exec() -> Option<()> {
+    let current = gate::current()?;
+    if let Some(target) = gate::target(current.tgid) {
+        let _ = TARGETS.insert(current.tgid, target.executed(), BPF_EXIST);
+    }
+    record(current, ProcWhat::Exec, 0);
     Some(())
 }
 

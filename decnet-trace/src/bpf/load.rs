@@ -130,6 +130,12 @@ impl ProcessProbes {
     pub(super) const fn new(links: Vec<Link>) -> Self {
         Self(links)
     }
+
+    /// Those of a process in which nothing is watched.
+    #[cfg(test)]
+    pub(crate) const fn none() -> Self {
+        Self(Vec::new())
+    }
 }
 
 /// What one program has cost since it was loaded, while run-time statistics were on.

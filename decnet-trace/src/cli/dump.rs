@@ -242,7 +242,7 @@ fn inspect(pid: u32) -> Result<PyProcess> {
     loop {
         match inspector.inspect(pid) {
             Inspection::Python(process) => return Ok(*process),
-            Inspection::Starting(why) => match retry_after(attempt).filter(|_| attempt < 5) {
+            Inspection::Starting(why) => match retry_after(attempt).filter(|_| attempt < 20) {
                 Some(wait) => std::thread::sleep(wait),
                 None => return Err(Error::failed(format!("process {pid} is not ready: {why}"))),
             },

@@ -245,12 +245,18 @@ impl Identities {
         }
     }
 
-    /// Takes note of a thread that ended.
+    /// Takes note of a thread that ended, or a process that executed another program: what was thought of its
+    /// addresses is void.
     pub fn on_proc(&mut self, proc: &Proc) {
-        if proc.what == ProcWhat::ThreadExit as u32
-            && let Some(process) = self.processes.get_mut(&proc.header.tgid)
-        {
-            process.threads.ended(proc.header.tid);
+        let tgid = proc.header.tgid;
+        match ProcWhat::from_u32(proc.what) {
+            Some(ProcWhat::ThreadExit) => {
+                if let Some(process) = self.processes.get_mut(&tgid) {
+                    process.threads.ended(proc.header.tid);
+                }
+            }
+            Some(ProcWhat::Exec) => self.forget_process(tgid),
+            Some(ProcWhat::Fork | ProcWhat::Exit) | None => {}
         }
     }
 

@@ -61,10 +61,11 @@ pub struct TracedProcess {
 pub enum UntraceReason {
     /// It ended.
     Exited,
-    /// It executed a program: what was known of its memory is void. Where the new program is to be
-    /// traced too, a [`Change::Trace`] follows.
+    /// It executed a program: what was known of it is void. The kernel side goes on with its sockets until a
+    /// [`Change::Trace`] or another [`Change::Untrace`] says what becomes of it.
     Executed,
-    /// It is the child of a traced process, so the kernel side traces it, but it is not asked for.
+    /// It is not asked for, though the kernel side may trace it: as the child of a traced process, or since it
+    /// was one that executed another program.
     NotSelected,
 }
 
@@ -85,7 +86,8 @@ pub struct Counts {
     pub judged: u64,
     /// Scans of all processes.
     pub scans: u64,
-    /// Processes found by a scan that should have been seen as they came.
+    /// Processes traced later than they should have been: found by a scan, or let go and taken up again. What
+    /// they did meanwhile was not seen.
     pub late: u64,
     /// Looks not taken because too many were waiting.
     pub dropped: u64,
@@ -100,8 +102,22 @@ struct Look {
     taken: usize,
     /// The traced process that forked it, as long as it has executed nothing since.
     forked_by: Option<Arc<TracedProcess>>,
-    /// Whether the kernel side may have taken it over from its parent.
+    /// Whether the kernel side may trace it already: it took it over from its parent, or had it before it
+    /// executed its program.
     inherited: bool,
+    /// Whether it was let go.
+    let_go: bool,
+}
+
+/// What has become of a process since it was last looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Now {
+    /// It is traced, and still the one, with the program, that was judged.
+    Traced,
+    /// It was traced, and has executed another program.
+    Executed,
+    /// It is not traced.
+    Untraced,
 }
 
 /// When to take a look. Events carry no time that [`Instant`] could be compared with, so a delay
@@ -131,6 +147,7 @@ impl Look {
             taken: 0,
             forked_by: None,
             inherited: false,
+            let_go: false,
         }
     }
 }
@@ -222,9 +239,9 @@ impl Discovery {
         let mut look = Look::after(Duration::ZERO);
         let inherited = self.looks.get(&pid).is_some_and(|look| look.inherited);
         if inherited && let Some(before) = self.looks.remove(&pid) {
-            // The kernel side took it over from its parent, for a program that it no longer runs.
-            self.changes
-                .push(Change::Untrace(pid, UntraceReason::Executed));
+            // The kernel side took it over from its parent. It keeps it until it is known what it runs now: a
+            // worker must lose nothing.
+            look.inherited = true;
             if self.selector.children() == Children::All {
                 look.forked_by = before.forked_by;
             }
@@ -236,6 +253,8 @@ impl Discovery {
             || procfs::exe(pid).is_ok_and(|exe| looks_like_python(&exe))
         {
             self.look_at(pid, look);
+        } else if inherited {
+            self.let_go(pid);
         }
     }
 
@@ -338,15 +357,26 @@ impl Discovery {
     fn look_at(&mut self, pid: u32, look: Look) {
         if self.looks.len() >= WAITING_MAX && !self.looks.contains_key(&pid) {
             self.counts.dropped += 1;
+            if look.inherited {
+                self.let_go(pid);
+            }
             return;
         }
         self.looks.insert(pid, look);
     }
 
+    /// Tells the kernel side, which may trace a process, not to.
+    fn let_go(&mut self, pid: u32) {
+        self.changes
+            .push(Change::Untrace(pid, UntraceReason::NotSelected));
+    }
+
     /// Takes one look at a process.
-    fn take(&mut self, pid: u32, look: Look, now: Instant, tables: &mut NetTables) {
-        if self.is_traced_still(pid) {
-            return;
+    fn take(&mut self, pid: u32, mut look: Look, now: Instant, tables: &mut NetTables) {
+        match self.check(pid) {
+            Now::Traced => return,
+            Now::Executed => look.inherited = true,
+            Now::Untraced => {}
         }
         let is_last = look.taken >= LOOKS.len();
         let effort = if is_last {
@@ -356,30 +386,49 @@ impl Discovery {
         };
         let why_not = match self.judge(pid, look.forked_by.as_deref(), tables, effort) {
             Judgement::Trace(seen, why, runtime) => {
+                let parent = seen.stat.ppid;
                 match self.admit(seen, why, runtime, look.forked_by.as_ref()) {
-                    Ok(()) => return,
+                    Ok(()) => {
+                        self.counts.late += u64::from(look.let_go);
+                        if matches!(why, Why::Listens | Why::Port(_)) {
+                            self.look_at_kin(parent);
+                        }
+                        return;
+                    }
                     Err(why_not) => why_not,
                 }
             }
             Judgement::Leave(why_not, _) => why_not,
         };
-        if look.inherited {
+        let next = LOOKS.get(look.taken).filter(|_| why_not.may_change());
+        // Whether it is a worker is not known before its interpreter is mapped.
+        let is_kept = look.inherited && why_not == WhyNot::Loading && next.is_some();
+        if look.inherited && !is_kept {
             let reason = match why_not {
                 WhyNot::Gone | WhyNot::Zombie => UntraceReason::Exited,
                 _ => UntraceReason::NotSelected,
             };
             self.changes.push(Change::Untrace(pid, reason));
         }
-        if why_not.may_change()
-            && let Some(&delay) = LOOKS.get(look.taken)
-        {
+        if let Some(&delay) = next {
             let next = Look {
                 due: Due::At(now + delay),
                 taken: look.taken + 1,
-                forked_by: None,
-                inherited: false,
+                forked_by: look.forked_by.filter(|_| is_kept),
+                inherited: is_kept,
+                let_go: look.let_go || look.inherited && !is_kept,
             };
             self.look_at(pid, next);
+        }
+    }
+
+    /// Looks at the parent of a process that listens, and so at its other children. Workers may share one
+    /// socket that their parent made, and the kernel tells of the first alone that listens on it.
+    fn look_at_kin(&mut self, parent: u32) {
+        let may_listen = !self.selector.ports().is_empty()
+            || procfs::exe(parent).is_ok_and(|exe| looks_like_python(&exe));
+        if parent > 1 && may_listen {
+            self.on_listen(parent);
         }
     }
 
@@ -389,29 +438,51 @@ impl Discovery {
             return;
         }
         for child in procfs::children(pid) {
-            if !self.traced.contains_key(&child) && !self.looks.contains_key(&child) {
-                self.take(child, Look::after(Duration::ZERO), now, tables);
+            if self.traced.contains_key(&child) {
+                continue;
+            }
+            match self.looks.get_mut(&child) {
+                // One that began before its parent was known is not waited for any longer.
+                Some(look) if !look.inherited => look.due = Due::After(Duration::ZERO),
+                Some(_) => {}
+                None => self.take(child, Look::after(Duration::ZERO), now, tables),
             }
         }
     }
 
-    /// Whether the process is traced, and still the one, with the program, that was judged. Says so
-    /// where it is not.
-    fn is_traced_still(&mut self, pid: u32) -> bool {
+    /// Looks at a process that is traced; says so where it is no more.
+    fn check(&mut self, pid: u32) -> Now {
         let Some(traced) = self.traced.get(&pid) else {
-            return false;
+            return Now::Untraced;
         };
         let reason = match procfs::stat(pid) {
             Ok(stat) if stat.is_dead() || stat.start != traced.process.start => {
                 UntraceReason::Exited
             }
             Ok(stat) if stat.image != traced.process.image => UntraceReason::Executed,
-            Ok(_) => return true,
+            Ok(_) => return Now::Traced,
             Err(_) => UntraceReason::Exited,
         };
         self.traced.remove(&pid);
         self.changes.push(Change::Untrace(pid, reason));
-        false
+        match reason {
+            UntraceReason::Executed => Now::Executed,
+            _ => Now::Untraced,
+        }
+    }
+
+    /// Whether a process is traced, and still the one, with the program, that was judged. What it runs if it
+    /// has executed another is looked at with the next tick.
+    fn is_traced_still(&mut self, pid: u32) -> bool {
+        let now = self.check(pid);
+        if now == Now::Executed {
+            let look = Look {
+                inherited: true,
+                ..Look::after(Duration::ZERO)
+            };
+            self.look_at(pid, look);
+        }
+        now == Now::Traced
     }
 
     fn judge(

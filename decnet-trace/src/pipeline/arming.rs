@@ -14,7 +14,7 @@ use super::{
     worker::{Worker, monotonic},
 };
 use crate::{
-    discover::{Change, Runtime, TracedProcess},
+    discover::{Change, Runtime, TracedProcess, UntraceReason, Why},
     python::{PyProcess, QueueProbes},
 };
 
@@ -41,8 +41,8 @@ impl Worker {
                     target = inherited;
                     python = Python::Read;
                 }
-                // A child is traced from its fork on, until it is found to execute something else; there is a gap
-                // before it is traced for that.
+                // It may have been traced before, and let go: then there is a gap. One that was traced as a child,
+                // from its fork on and through what it executed, has none.
                 if self.bpf.targets.get(&tgid, 0).is_err() {
                     self.decoder.traced_anew(tgid, monotonic());
                 }
@@ -55,16 +55,29 @@ impl Worker {
                     tables.add(tgid);
                 }
                 self.processes.add(Arc::clone(&process.resource));
+                let parent = match process.why {
+                    Why::ChildOf(parent) => Some(parent),
+                    _ => None,
+                };
+                self.calls.traced(tgid, parent);
                 self.joins.trace(tgid, network(tgid), monotonic());
                 self.live.set_python(tgid, python);
             }
             Change::Untrace(tgid, reason) => {
                 self.calls.ended(*tgid);
                 self.joins.forget_process(*tgid);
-                self.decoder.forget_process(*tgid);
                 self.sqlites.forget(*tgid);
-                // The kernel side has removed one that ended by itself.
-                let _ = self.bpf.targets.remove(tgid);
+                match reason {
+                    UntraceReason::Executed => self.strip(*tgid),
+                    UntraceReason::Exited | UntraceReason::NotSelected => {
+                        self.decoder.forget_process(*tgid);
+                        // The kernel side has removed one that ended by itself.
+                        let _ = self.bpf.targets.remove(tgid);
+                    }
+                }
+                if *reason == UntraceReason::NotSelected {
+                    self.processes.drop_waiting(*tgid);
+                }
                 self.live.forget(*tgid);
                 if let Some(tables) = self.unwinding.tables() {
                     tables.remove(*tgid);
@@ -81,6 +94,15 @@ impl Worker {
                     self.processes.end(*tgid, monotonic());
                 }
             }
+        }
+    }
+
+    /// A process has executed another program, which may be traced too. The kernel side has noticed, unless it
+    /// was told something of the program before in that very moment.
+    fn strip(&mut self, tgid: u32) {
+        self.decoder.executed(tgid);
+        if let Ok(target) = self.bpf.targets.get(&tgid, 0) {
+            let _ = self.bpf.targets.insert(tgid, target.executed(), BPF_EXIST);
         }
     }
 
@@ -127,7 +149,9 @@ impl Worker {
         if let Some(wall) = &self.wall {
             wall.add(process);
         }
-        self.calls.understood(process);
+        if self.calls.understood(process) {
+            self.watch_lineage(process.pid);
+        }
     }
 
     /// Samples a process that has no Python frames, where native ones were asked for.
@@ -180,6 +204,10 @@ impl Worker {
     /// Follows work through a process's queues: some of its calls are made by threads that have entered
     /// no context.
     pub(super) fn watch_queues(&mut self, tgid: u32, probes: &QueueProbes) {
+        // It may have been asked for twice.
+        if self.calls.is_followed(tgid) {
+            return;
+        }
         let Ok(mut target) = self.bpf.targets.get(&tgid, 0) else {
             return;
         };

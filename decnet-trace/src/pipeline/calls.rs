@@ -26,8 +26,16 @@ const REQUESTS_MAX: u64 = 1 << 16;
 /// How many calls wait for the spans of requests that are not over.
 const HELD_MAX: usize = 1 << 14;
 
-/// How long to wait before looking for a process's queues again, in nanoseconds.
+/// How long to wait before looking for a process's queues again, in nanoseconds: at first, and at most. Their
+/// module is loaded when something needs it.
+const ASK_AGAIN: u64 = 250_000_000;
 const ASK_EVERY: u64 = 10_000_000_000;
+
+/// How often a process's queues are looked for without another reason.
+const ASKS_MAX: u32 = 8;
+
+/// How many processes are remembered that made calls before they could be watched, and how many families.
+const REMEMBERED_MAX: usize = 8192;
 
 /// Calls, the requests that they may belong to, and the processes whose contexts are followed.
 pub(super) struct Calls {
@@ -49,14 +57,28 @@ pub(super) struct Calls {
     followed: FxHashMap<u32, ProcessProbes>,
     /// Whether work is followed through queues.
     queues: bool,
-    /// Processes with calls of threads that run for nobody known, and when they were last asked about.
+    /// Processes whose queues should be followed, and when and how often those were asked about.
     rootless: FxHashSet<u32>,
-    asked: FxHashMap<u32, u64>,
+    asked: FxHashMap<u32, (u64, u32)>,
+    /// Processes that made calls before it was known what to watch in them, and whether statements were among
+    /// these.
+    early: FxHashMap<u32, bool>,
+    /// Which process each was started by, of those that are traced for that one's sake.
+    parents: FxHashMap<u32, u32>,
+    /// What the children of a process came to need. The next one, which runs the same program, will too.
+    families: FxHashMap<u32, Needs>,
     /// Processes that ended with calls still waiting.
     ended: FxHashSet<u32>,
     due: u64,
     exact: u64,
     without: u64,
+}
+
+/// What a process needs so that its calls have parents.
+#[derive(Clone, Copy, Debug, Default)]
+struct Needs {
+    lineage: bool,
+    queues: bool,
 }
 
 impl Calls {
@@ -66,6 +88,9 @@ impl Calls {
             queues,
             rootless: FxHashSet::default(),
             asked: FxHashMap::default(),
+            early: FxHashMap::default(),
+            parents: FxHashMap::default(),
+            families: FxHashMap::default(),
             attribution: Attribution::default(),
             requests: FxHashMap::default(),
             next: 0,
@@ -82,12 +107,46 @@ impl Calls {
         }
     }
 
-    /// A process's CPython is understood: its contexts could be followed.
-    pub(super) fn understood(&mut self, process: &PyProcess) {
-        if let Some(probes) = process.lineage.filter(|_| self.enabled) {
-            self.probes
-                .insert(process.pid, (process.host_path.clone(), probes));
+    /// A process is traced because this one started it, or for another reason.
+    pub(super) fn traced(&mut self, tgid: u32, parent: Option<u32>) {
+        match parent {
+            Some(parent) => self.parents.insert(tgid, parent),
+            None => self.parents.remove(&tgid),
+        };
+    }
+
+    /// A process's CPython is understood: its contexts could be followed. Whether they should be at once: it has
+    /// made a call, or its siblings make some.
+    pub(super) fn understood(&mut self, process: &PyProcess) -> bool {
+        let Some(probes) = process.lineage.filter(|_| self.enabled) else {
+            return false;
+        };
+        self.can_watch(process.pid, process.host_path.clone(), probes)
+    }
+
+    fn can_watch(&mut self, tgid: u32, interpreter: PathBuf, probes: LineageProbes) -> bool {
+        self.probes.insert(tgid, (interpreter, probes));
+        let early = self.early.remove(&tgid);
+        let needs = self.family(tgid);
+        if self.queues && (early == Some(true) || needs.queues) {
+            self.rootless.insert(tgid);
         }
+        early.is_some() || needs.lineage
+    }
+
+    /// What the siblings of a process came to need.
+    fn family(&self, tgid: u32) -> Needs {
+        let parent = self.parents.get(&tgid);
+        let family = parent.and_then(|parent| self.families.get(parent));
+        family.copied().unwrap_or_default()
+    }
+
+    /// The same, to be changed; `None` where it has none.
+    fn family_mut(&mut self, tgid: u32) -> Option<&mut Needs> {
+        let parent = *self.parents.get(&tgid)?;
+        let is_new = !self.families.contains_key(&parent);
+        (!is_new || self.families.len() < REMEMBERED_MAX)
+            .then(|| self.families.entry(parent).or_default())
     }
 
     /// What to watch in a process that is not watched yet. It is asked for once.
@@ -98,25 +157,37 @@ impl Calls {
     /// A process's contexts are followed now, as long as these probes live.
     pub(super) fn watched(&mut self, tgid: u32, probes: ProcessProbes) {
         self.watched.insert(tgid, probes);
+        if let Some(needs) = self.family_mut(tgid) {
+            needs.lineage = true;
+        }
     }
 
     /// Work through a process's queues is followed now, as long as these probes live.
     pub(super) fn followed(&mut self, tgid: u32, probes: ProcessProbes) {
         self.followed.insert(tgid, probes);
+        self.rootless.remove(&tgid);
+        if let Some(needs) = self.family_mut(tgid) {
+            needs.queues = true;
+        }
+    }
+
+    /// Whether work through a process's queues is followed.
+    pub(super) fn is_followed(&self, tgid: u32) -> bool {
+        self.followed.contains_key(&tgid)
     }
 
     /// Processes whose queues should be followed and are not. Each is told again after a while.
     pub(super) fn needs_queues(&mut self, now: u64) -> Vec<u32> {
-        let mut due: Vec<u32> = self.rootless.drain().collect();
-        due.retain(|tgid| {
-            let is_due = self
-                .asked
-                .get(tgid)
-                .is_none_or(|then| now > then + ASK_EVERY);
-            if is_due {
-                self.asked.insert(*tgid, now);
+        let mut due = Vec::new();
+        let asked = &mut self.asked;
+        self.rootless.retain(|tgid| {
+            let (then, times) = asked.entry(*tgid).or_default();
+            let wait = (ASK_AGAIN << times.saturating_sub(1).min(16)).min(ASK_EVERY);
+            if *times == 0 || now > *then + wait {
+                (*then, *times) = (now, times.saturating_add(1));
+                due.push(*tgid);
             }
-            is_due
+            *times < ASKS_MAX
         });
         due
     }
@@ -126,7 +197,11 @@ impl Calls {
         self.probes.remove(&tgid);
         self.watched.remove(&tgid);
         self.followed.remove(&tgid);
+        self.rootless.remove(&tgid);
         self.asked.remove(&tgid);
+        self.early.remove(&tgid);
+        self.parents.remove(&tgid);
+        self.families.remove(&tgid);
         self.ended.insert(tgid);
     }
 
@@ -208,6 +283,13 @@ impl Calls {
         let may_follow = self.watched.contains_key(&tgid) || self.probes.contains_key(&tgid);
         if is_statement && self.queues && may_follow && !self.asked.contains_key(&tgid) {
             self.rootless.insert(tgid);
+        }
+        // It is over before its interpreter was read, and the next one may be long in coming.
+        if !may_follow && self.enabled {
+            let is_known = self.early.contains_key(&tgid);
+            if is_known || self.early.len() < REMEMBERED_MAX {
+                *self.early.entry(tgid).or_default() |= is_statement;
+            }
         }
         let call = Call {
             identity: what.identity(),
@@ -337,7 +419,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        correlate::exchange::{End, Role},
+        correlate::{
+            exchange::{End, Role},
+            statement::Statement,
+        },
         policy::tests::served as exchange,
     };
 
@@ -432,5 +517,105 @@ mod tests {
             parents.push(parent.is_some());
         });
         assert_eq!(parents, [false]);
+    }
+
+    const PROBES: LineageProbes = LineageProbes {
+        copied: 1,
+        ended: 2,
+    };
+
+    fn call(tgid: u32) -> Outbound {
+        Outbound::Exchange(Box::new(Exchange {
+            tgid,
+            role: Role::Client,
+            ..exchange()
+        }))
+    }
+
+    fn statement(tgid: u32) -> Outbound {
+        Outbound::Statement(Box::new(Statement {
+            tgid,
+            tid: tgid,
+            identity: Identity::UNKNOWN,
+            start: 10,
+            end: 20,
+            text: None,
+            cut: false,
+            database: None,
+            rows: None,
+            batch: None,
+            waited: 0,
+            error: None,
+        }))
+    }
+
+    /// A call that is over before its process's interpreter was read is not forgotten: the process is watched as
+    /// soon as it can be, and its queues where it was a statement. Of a process that ended nothing is kept.
+    #[test]
+    fn early_calls_arm() {
+        let mut calls = Calls::new(true, true);
+        let can_watch = |calls: &mut Calls, tgid| calls.can_watch(tgid, PathBuf::new(), PROBES);
+        assert!(!can_watch(&mut calls, 1));
+        assert!(calls.made(call(1)), "from the next call on");
+        assert!(!calls.made(call(2)));
+        assert!(can_watch(&mut calls, 2));
+        assert_eq!(calls.needs_queues(1), [0; 0]);
+        assert!(!calls.made(statement(3)));
+        assert!(can_watch(&mut calls, 3));
+        assert_eq!(calls.needs_queues(1), [3]);
+        assert!(!calls.made(call(4)));
+        calls.ended(4);
+        assert!(!can_watch(&mut calls, 4));
+
+        let mut without = Calls::new(false, true);
+        without.made(call(5));
+        assert!(without.early.is_empty());
+    }
+
+    /// What the workers of a server came to need, the next one gets before it makes a call; other processes do
+    /// not.
+    #[test]
+    fn needs_run_in_families() {
+        const PARENT: u32 = 10;
+        let mut calls = Calls::new(true, true);
+        let can_watch = |calls: &mut Calls, tgid| calls.can_watch(tgid, PathBuf::new(), PROBES);
+        calls.traced(11, Some(PARENT));
+        assert!(!can_watch(&mut calls, 11));
+        calls.watched(11, ProcessProbes::none());
+        calls.traced(12, Some(PARENT));
+        assert!(can_watch(&mut calls, 12));
+        assert_eq!(calls.needs_queues(1), [0; 0]);
+        calls.followed(11, ProcessProbes::none());
+        calls.traced(13, Some(PARENT));
+        assert!(can_watch(&mut calls, 13));
+        assert_eq!(calls.needs_queues(1), [13]);
+        for (tgid, parent) in [(14, Some(99)), (15, None)] {
+            calls.traced(tgid, parent);
+            assert!(!can_watch(&mut calls, tgid));
+        }
+        calls.ended(PARENT);
+        calls.traced(16, Some(PARENT));
+        assert!(!can_watch(&mut calls, 16));
+    }
+
+    /// Queues are asked about again until they are found, ever less often, and not for ever.
+    #[test]
+    fn queues_are_asked_about_again() {
+        let mut calls = Calls::new(true, true);
+        let times = |calls: &mut Calls, seconds: std::ops::Range<u64>| {
+            (seconds.start * 10..seconds.end * 10)
+                .filter(|tenth| !calls.needs_queues(1 + tenth * 100_000_000).is_empty())
+                .count()
+        };
+        calls.rootless.insert(7);
+        let first = times(&mut calls, 0..1);
+        assert!((2..=3).contains(&first), "{first}");
+        assert_eq!(first + times(&mut calls, 1..600), ASKS_MAX as usize);
+        calls.rootless.insert(7);
+        assert_eq!(times(&mut calls, 600..1200), 1);
+        calls.rootless.insert(8);
+        assert_eq!(calls.needs_queues(1), [8]);
+        calls.followed(8, ProcessProbes::none());
+        assert_eq!(times(&mut calls, 0..60), 0);
     }
 }

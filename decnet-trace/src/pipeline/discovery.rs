@@ -21,7 +21,8 @@ use crate::{
     error::{Error, Result},
     policy::template::Template,
     python::{
-        Inspection, Inspector, PyProcess, PythonResolver, QueueProbes, is_worker_loop, retry_after,
+        Inspection, Inspector, PyProcess, PythonResolver, QueueProbes, Unsupported, is_worker_loop,
+        retry_after,
     },
     sqlite::{Finder, Mapped, mapped_pages},
 };
@@ -41,6 +42,9 @@ const ROUTES_AGAIN: Duration = Duration::from_secs(5);
 
 /// The most services whose routes are looked after.
 const ROUTES_MAX: usize = 1024;
+
+/// How often an interpreter is looked at that does not pass its self-check.
+const CHECKS: u32 = 8;
 
 /// How often a process is looked at that may load SQLite yet.
 const SQLITE_EVERY: Duration = Duration::from_secs(20);
@@ -83,8 +87,17 @@ enum Notice {
 pub(super) struct DiscoveryThread {
     notices: Sender<Notice>,
     findings: Receiver<Finding>,
-    overflowed: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     lost: AtomicU64,
+}
+
+/// What both ends see.
+#[derive(Default)]
+struct Shared {
+    /// Whether notices did not fit.
+    overflowed: AtomicBool,
+    /// See [`crate::discover::Counts::late`].
+    late: AtomicU64,
 }
 
 impl DiscoveryThread {
@@ -100,16 +113,16 @@ impl DiscoveryThread {
     ) -> Result<Self> {
         let (notices, inbox) = bounded(NOTICES_MAX);
         let (outbox, findings) = bounded(FINDINGS_MAX);
-        let overflowed = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&overflowed);
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
         thread::Builder::new()
             .name("discover".into())
-            .spawn(move || work(discovery, &inbox, &outbox, &flag, first, routes, sqlite))
+            .spawn(move || work(discovery, &inbox, &outbox, &theirs, first, routes, sqlite))
             .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
         Ok(Self {
             notices,
             findings,
-            overflowed,
+            shared,
             lost: AtomicU64::new(0),
         })
     }
@@ -167,10 +180,15 @@ impl DiscoveryThread {
         self.lost.load(Ordering::Relaxed)
     }
 
+    /// Processes that were traced later than they should have been.
+    pub(super) fn late(&self) -> u64 {
+        self.shared.late.load(Ordering::Relaxed)
+    }
+
     fn tell(&self, notice: Notice) {
         if self.notices.try_send(notice).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
-            self.overflowed.store(true, Ordering::Relaxed);
+            self.shared.overflowed.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -257,9 +275,15 @@ impl Looks {
                 let TracedProcess { process, .. } = traced.as_ref();
                 if matches!(process.runtime, Runtime::CPython { .. }) {
                     self.look(process.pid, 0, out);
-                    self.look_for_sqlite(process.pid, 0, None, out);
+                    // With the next tick: the interpreters of all that are new come first, for calls wait for
+                    // them.
+                    self.without.push(Without {
+                        pid: process.pid,
+                        due: Instant::now(),
+                        attempt: 0,
+                        pages: None,
+                    });
                 }
-                self.routes.on_trace(traced, out);
             }
             Change::Untrace(pid, _) => {
                 self.waiting.retain(|(_, waiting, _)| waiting != pid);
@@ -344,18 +368,26 @@ impl Looks {
             .min()
     }
 
+    /// Looks at an interpreter again after a while, unless that was done often enough.
+    fn look_again(&mut self, pid: u32, attempt: u32) -> bool {
+        let delay = retry_after(attempt);
+        self.waiting
+            .extend(delay.map(|delay| (Instant::now() + delay, pid, attempt + 1)));
+        delay.is_some()
+    }
+
     fn look(&mut self, pid: u32, attempt: u32, out: &mut Vec<Finding>) {
         match self.inspector.inspect(pid) {
             Inspection::Python(process) => out.push(Finding::Python(process)),
-            Inspection::Starting(why) => match retry_after(attempt) {
-                Some(delay) => self
-                    .waiting
-                    .push((Instant::now() + delay, pid, attempt + 1)),
-                None => out.push(Finding::Unsupported(
-                    pid,
-                    format!("its interpreter never came up: {why}"),
-                )),
-            },
+            Inspection::Starting(why) => {
+                if !self.look_again(pid, attempt) {
+                    let why = format!("its interpreter never came up: {why}");
+                    out.push(Finding::Unsupported(pid, why));
+                }
+            }
+            // What does not fit together may be half-made: it is being started.
+            Inspection::Unsupported(Unsupported::SelfCheck(..))
+                if attempt < CHECKS && self.look_again(pid, attempt) => {}
             Inspection::Unsupported(why) => out.push(Finding::Unsupported(pid, why.to_string())),
             Inspection::NotPython => out.push(Finding::NotPython(pid)),
             Inspection::Unreadable(error) => {
@@ -369,7 +401,7 @@ fn work(
     mut discovery: Discovery,
     notices: &Receiver<Notice>,
     findings: &Sender<Finding>,
-    overflowed: &AtomicBool,
+    shared: &Shared,
     first: Vec<Change>,
     routes: bool,
     sqlite: bool,
@@ -380,23 +412,33 @@ fn work(
     };
     looks.routes.wanted = routes;
     let mut found = Vec::new();
-    for change in first {
-        looks.on_change(&change, &mut found);
-    }
+    let send = |found: &mut Vec<Finding>| {
+        let mut found = found.drain(..);
+        found.all(|finding| findings.send(finding).is_ok())
+    };
+    let mut changes = first;
     loop {
-        for finding in found.drain(..) {
-            if findings.send(finding).is_err() {
-                return;
+        for change in &changes {
+            looks.on_change(change, &mut found);
+        }
+        if !send(&mut found) {
+            return;
+        }
+        for change in &changes {
+            if let Change::Trace(traced) = change {
+                looks.routes.on_trace(traced, &mut found);
             }
         }
+        looks.tick(Instant::now(), &mut found);
+        if !send(&mut found) {
+            return;
+        }
         let now = Instant::now();
-        let nap = [discovery.next_due(), looks.next_due()]
-            .into_iter()
-            .flatten()
-            .min()
-            .map_or(NAP_MAX, |due| due.saturating_duration_since(now))
-            .min(NAP_MAX);
-        let mut changes = Vec::new();
+        // Where discovery names no time, it is due at once.
+        let due = discovery.next_due().unwrap_or(now);
+        let due = looks.next_due().map_or(due, |looks| due.min(looks));
+        let nap = due.saturating_duration_since(now).min(NAP_MAX);
+        changes.clear();
         match notices.recv_timeout(nap) {
             Ok(first) => {
                 for notice in std::iter::once(first).chain(notices.try_iter()) {
@@ -424,18 +466,18 @@ fn work(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        changes.extend(if overflowed.swap(false, Ordering::Relaxed) {
+        changes.extend(if shared.overflowed.swap(false, Ordering::Relaxed) {
             discovery.scan_all()
         } else {
             discovery.tick(Instant::now())
         });
-        for change in changes {
-            // First the change, then what is known of the process's Python.
-            let mut python = Vec::new();
-            looks.on_change(&change, &mut python);
-            found.push(Finding::Change(change));
-            found.append(&mut python);
+        shared
+            .late
+            .store(discovery.counts().late, Ordering::Relaxed);
+        // Reading what processes run may take long. Which are traced is told first.
+        found.extend(changes.iter().cloned().map(Finding::Change));
+        if !send(&mut found) {
+            return;
         }
-        looks.tick(Instant::now(), &mut found);
     }
 }

@@ -23,9 +23,7 @@ impl Worker {
                 Some(resource) => Arc::clone(resource),
                 None if all => nameless(tgid),
                 None => {
-                    if self.processes.wait(now, exchange).is_some() {
-                        self.unknown_process += 1;
-                    }
+                    self.processes.wait(now, exchange);
                     continue;
                 }
             };

@@ -6,9 +6,9 @@ use rustc_hash::FxHashMap;
 
 use crate::{correlate::exchange::Exchange, span::Resource};
 
-/// How long an exchange waits for its process to be known, in nanoseconds: a forked child is traced
-/// from its first instruction, and looked at a little later.
-const PATIENCE: u64 = 2_000_000_000;
+/// How long an exchange waits for its process to be known, in nanoseconds: a child is traced from its first
+/// instruction, and looked at a little later; as long as its interpreter is not mapped, again and again.
+const PATIENCE: u64 = 20_000_000_000;
 
 /// How many exchanges may wait.
 const WAITING_MAX: usize = 10_000;
@@ -21,6 +21,8 @@ const REMEMBER: u64 = 60_000_000_000;
 pub(super) struct Processes {
     resources: FxHashMap<u32, Known>,
     waiting: Vec<(u64, Exchange)>,
+    /// Exchanges whose processes never became known.
+    lost: u64,
 }
 
 #[derive(Debug)]
@@ -75,24 +77,44 @@ impl Processes {
     }
 
     /// Keeps an exchange until its process is known.
-    pub(super) fn wait(&mut self, now: u64, exchange: Exchange) -> Option<Exchange> {
+    pub(super) fn wait(&mut self, now: u64, exchange: Exchange) {
         if self.waiting.len() >= WAITING_MAX {
-            return Some(exchange);
+            self.lost += 1;
+            return;
         }
         self.waiting.push((now, exchange));
-        None
     }
 
-    /// Exchanges whose process is known by now, and those that have waited for too long.
+    /// Exchanges whose process is known by now; at the end, all. Those that have waited for too long are lost.
     pub(super) fn ready(&mut self, now: u64, all: bool) -> Vec<Exchange> {
+        if self.waiting.is_empty() {
+            return Vec::new();
+        }
         let resources = &self.resources;
-        self.waiting
-            .extract_if(.., |(since, exchange)| {
+        let ready = self
+            .waiting
+            .extract_if(.., |(_, exchange)| {
                 all || resources.contains_key(&exchange.tgid)
-                    || now.saturating_sub(*since) > PATIENCE
             })
             .map(|(_, exchange)| exchange)
-            .collect()
+            .collect();
+        let before = self.waiting.len();
+        self.waiting
+            .retain(|(since, _)| now.saturating_sub(*since) <= PATIENCE);
+        self.lost += (before - self.waiting.len()) as u64;
+        ready
+    }
+
+    /// A process that is not known turned out to be none that was asked for: its exchanges are nobody's.
+    pub(super) fn drop_waiting(&mut self, tgid: u32) {
+        if !self.resources.contains_key(&tgid) {
+            self.waiting.retain(|(_, exchange)| exchange.tgid != tgid);
+        }
+    }
+
+    /// Exchanges that were lost since their processes never became known.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// Forgets processes that ended long ago. (One may have ended after the round's `now`.)
@@ -108,16 +130,40 @@ impl Processes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::tests::served;
+
+    fn known(tgid: u32) -> Arc<Resource> {
+        Arc::new(Resource {
+            tgid,
+            service_name: "a".into(),
+            attributes: Vec::new(),
+        })
+    }
+
+    /// An exchange waits for its process, is forgotten where that was not asked for, and is counted where it is
+    /// never known.
+    #[test]
+    fn exchanges_wait() {
+        let mut processes = Processes::default();
+        for tgid in [7, 8, 9] {
+            processes.wait(1_000, Exchange { tgid, ..served() });
+        }
+        assert!(processes.ready(1_000, false).is_empty());
+        processes.add(known(7));
+        processes.drop_waiting(8);
+        let ready = processes.ready(1_000 + PATIENCE, false);
+        assert_eq!(ready.iter().map(|one| one.tgid).collect::<Vec<_>>(), [7]);
+        assert_eq!(processes.lost(), 0);
+        assert!(processes.ready(1_001 + PATIENCE, false).is_empty());
+        assert_eq!(processes.lost(), 1);
+        assert!(processes.ready(u64::MAX, true).is_empty());
+    }
 
     /// A process that ended after the round began is remembered, and forgotten a minute later.
     #[test]
     fn remembers_for_a_while() {
         let mut processes = Processes::default();
-        processes.add(Arc::new(Resource {
-            tgid: 7,
-            service_name: "a".into(),
-            attributes: Vec::new(),
-        }));
+        processes.add(known(7));
         processes.end(7, 1_000);
         processes.sweep(999);
         assert!(processes.resource(7).is_some());

@@ -99,6 +99,15 @@ impl Decoder {
         self.statements.forget_process(tgid, &mut self.executed);
     }
 
+    /// A process has executed another program, and is traced on.
+    pub(super) fn executed(&mut self, tgid: u32) {
+        // That was told in its time, unless the record was lost; what was seen since is the new program's.
+        if self.identities.armed(tgid).is_some() {
+            self.identities.forget_process(tgid);
+        }
+        self.statements.forget_process(tgid, &mut self.executed);
+    }
+
     /// A process is traced from `now` on, and was not until then.
     pub(super) fn traced_anew(&mut self, tgid: u32, now: u64) {
         self.forget_process(tgid);

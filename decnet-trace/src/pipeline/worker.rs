@@ -131,7 +131,6 @@ pub(super) struct Worker {
     pub(super) ring_lost: u64,
     /// How often a ring was not waited for any more.
     stuck: u64,
-    pub(super) unknown_process: u64,
     pub(super) started: Instant,
     pub(super) started_unix: u64,
     pub(super) clock: ClockOffset,
@@ -231,7 +230,6 @@ impl Worker {
             rate,
             ring_lost: 0,
             stuck: 0,
-            unknown_process: 0,
             started: now,
             started_unix: clock.to_unix(monotonic()),
             clock,
@@ -484,7 +482,7 @@ impl Worker {
         all.extend(self.decoder.statements.counters().iter());
         all.push(("records_lost_undecoded", self.decoder.undecoded));
         all.push(("rings_not_waited_for", self.ingest.given_up()));
-        all.push(("exchanges_lost_unknown_process", self.unknown_process));
+        all.push(("exchanges_lost_unknown_process", self.processes.lost()));
         all.extend(self.calls.counters());
         all.extend(self.join_counters());
         let (dropped, hastened) = self.sampling.counts();
@@ -494,6 +492,10 @@ impl Worker {
         all.push((
             "discovery_notices_overflowed",
             self.discovery.as_ref().map_or(0, DiscoveryThread::lost),
+        ));
+        all.push((
+            "processes_traced_late",
+            self.discovery.as_ref().map_or(0, DiscoveryThread::late),
         ));
         if let Some(profile) = &self.decoder.profile {
             let dropped = profile.dropped();

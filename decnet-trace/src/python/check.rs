@@ -23,6 +23,9 @@ const TRIES: u32 = 5;
 /// Between two such looks.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// How often a process that is starting is looked at without a longer wait each time: for a second, about.
+const QUICK_LOOKS: u32 = 16;
+
 /// How many frames of a thread are looked at.
 const FRAMES: usize = 32;
 
@@ -73,7 +76,9 @@ pub enum Inspection {
 /// How long to wait before inspecting a process again that was starting, after `attempt` (from 0)
 /// looks; `None` once it has had a minute, and is given up.
 pub fn retry_after(attempt: u32) -> Option<Duration> {
-    (attempt < 12).then(|| Duration::from_millis(50 << attempt.min(7)))
+    // A worker that takes its time on a busy machine serves as soon as it is up.
+    let doubled = attempt.saturating_sub(QUICK_LOOKS).min(7);
+    (attempt < QUICK_LOOKS + 14).then(|| Duration::from_millis(50 << doubled))
 }
 
 /// A CPython process whose layout was found and checked.
@@ -396,11 +401,16 @@ fn check_frames(
 mod tests {
     use super::*;
 
-    /// Waiting grows from 50 ms and adds up to about a minute.
+    /// Waits are of 50 ms for about a second, grow from there, and add up to about a minute.
     #[test]
     fn retries_end() {
         let waits: Vec<_> = (0..).map_while(retry_after).collect();
+        let quick: Duration = waits.iter().take_while(|wait| **wait == waits[0]).sum();
         assert_eq!(waits[0], Duration::from_millis(50));
+        assert!(
+            quick.as_secs_f64() > 0.7 && quick.as_secs_f64() < 1.2,
+            "{quick:?}"
+        );
         let sum: Duration = waits.iter().sum();
         assert!(
             sum > Duration::from_secs(20) && sum < Duration::from_secs(90),

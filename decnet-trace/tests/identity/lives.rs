@@ -1,6 +1,7 @@
 //! Services of several processes, which end without warning; and more contexts than there is room for.
 
 use std::{
+    collections::HashSet,
     fs,
     sync::{
         Arc,
@@ -21,6 +22,9 @@ use super::{Agent, Services, can_run, count, verdicts};
 /// Ways of `callers.py`, one of each kind.
 const WAYS: [&str; 6] = ["await", "gather", "sync", "executor", "detached", "stream"];
 
+/// A server span, in OTLP's numbering.
+const SERVER: u64 = 2;
+
 /// How many worker processes serve.
 const WORKERS: usize = 4;
 
@@ -37,7 +41,8 @@ fn workers(supervisor: u32) -> Vec<u32> {
 }
 
 /// Four workers, of which one after the other is killed under load and replaced: nothing hangs, new ones are
-/// followed too, and what the dead left behind is under its own request or none.
+/// followed too, what the dead left behind is under its own request or none, and of the requests that were
+/// answered none is missing, not even the first of a new worker.
 #[test]
 fn workers_that_are_killed() {
     if !can_run() {
@@ -85,7 +90,7 @@ fn workers_that_are_killed() {
         seen.output
     );
     let stop = Arc::new(AtomicBool::new(false));
-    let broken = thread::scope(|scope| {
+    let truth = thread::scope(|scope| {
         let load = scope.spawn(|| load(1_000, "killed").rate(300.0).stop_on(&stop).run());
         let mut killed: Vec<u32> = Vec::new();
         for _ in 0..5 {
@@ -102,14 +107,36 @@ fn workers_that_are_killed() {
         assert!(killed.len() >= 3, "{killed:?}");
         let truth = load.join().unwrap().unwrap();
         assert!(truth.len() > 50, "{}", truth.len());
-        truth.iter().filter(|request| !request.complete).count()
+        truth
     });
     thread::sleep(Duration::from_millis(700));
     let seen = agent.stop();
     let all = verdicts(&seen);
-    println!("killed, {broken} requests broken: {all:#?}");
-    let (right, _, wrong) = count(&all, |_| true);
+    let (answered, broken): (Vec<_>, Vec<_>) = truth.iter().partition(|request| request.complete);
+    let served: HashSet<&str> = seen
+        .spans
+        .iter()
+        .filter(|span| span.kind == SERVER)
+        .map(|span| span.text("url.path"))
+        .collect();
+    let missing: Vec<_> = answered
+        .iter()
+        .filter(|request| !served.contains(&*request.request.path))
+        .collect();
+    let (right, none, wrong) = count(&all, |_| true);
+    println!(
+        "killed, {} requests answered, {} broken, {} missing: {right} {none} {wrong} {all:#?}",
+        answered.len(),
+        broken.len(),
+        missing.len()
+    );
     assert!(right > 0 && wrong == 0, "{all:#?}\n{}", seen.output);
+    let lost = seen.counter("lost_ring_full");
+    assert!(
+        missing.is_empty() || lost > 0,
+        "{missing:?}\n{}",
+        seen.output
+    );
 }
 
 /// Storms of contexts that end at once and pass their addresses on: no identity is mistaken; and where
