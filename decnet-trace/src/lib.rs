@@ -9,6 +9,7 @@ pub mod pipeline;
 pub mod bpf;
 pub mod ingest;
 pub mod decode;
+pub mod text;
 pub mod protocol;
 pub mod correlate;
 pub mod policy;

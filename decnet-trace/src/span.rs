@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use smol_str::SmolStr;
+
 /// A span's kind, as in OpenTelemetry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpanKind {
@@ -15,7 +17,7 @@ pub enum SpanKind {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// Text.
-    Str(Cow<'static, str>),
+    Str(SmolStr),
     /// A whole number.
     Int(i64),
     /// A number.
@@ -23,7 +25,7 @@ pub enum Value {
     /// Yes or no.
     Bool(bool),
     /// A list of texts.
-    StrList(Vec<Cow<'static, str>>),
+    StrList(Vec<SmolStr>),
 }
 
 /// An attribute: a name of OpenTelemetry's semantic conventions, or one beginning with `decnet.`.
@@ -35,7 +37,7 @@ pub enum Status {
     /// Nothing to say.
     Unset,
     /// It failed, with a description (empty where the attributes say it all).
-    Error(Cow<'static, str>),
+    Error(SmolStr),
 }
 
 /// A traced process, as OpenTelemetry describes what telemetry comes from.
@@ -73,7 +75,7 @@ pub struct Span {
     /// W3C trace flags, see [`trace_flags`].
     pub trace_flags: u8,
     /// The span's name, of low cardinality.
-    pub name: Cow<'static, str>,
+    pub name: SmolStr,
     /// The kind.
     pub kind: SpanKind,
     /// Start, in nanoseconds since the Unix epoch.

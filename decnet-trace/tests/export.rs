@@ -28,7 +28,7 @@ use xtask::bed::collector::{Collected, Collector, Point};
 const SOON: Duration = Duration::from_secs(10);
 
 fn resource(name: &str) -> Arc<Resource> {
-    let text = |text: &str| Value::Str(Cow::Owned(text.to_owned()));
+    let text = |text: &str| Value::Str(text.into());
     Arc::new(Resource {
         tgid: 7,
         service_name: name.to_owned(),
@@ -37,7 +37,7 @@ fn resource(name: &str) -> Arc<Resource> {
             (Cow::Borrowed("process.pid"), Value::Int(7)),
             (
                 Cow::Borrowed("process.command_args"),
-                Value::StrList(vec![Cow::Borrowed("uvicorn"), Cow::Borrowed("app:app")]),
+                Value::StrList(vec!["uvicorn".into(), "app:app".into()]),
             ),
         ],
     })

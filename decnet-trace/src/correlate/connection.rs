@@ -12,6 +12,7 @@ use super::{
     joins::Asked,
     wanted::WantedHeaders,
 };
+use crate::text::Texts;
 
 /// How a process made a connection.
 #[derive(Clone, Copy, Debug)]
@@ -122,4 +123,5 @@ pub(super) struct Cx<'a> {
     pub(super) counters: &'a mut Counters,
     pub(super) limits: &'a Limits,
     pub(super) wanted: &'a WantedHeaders,
+    pub(super) texts: &'a mut Texts,
 }

@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, net::SocketAddr};
 
+use smol_str::SmolStr;
+
 use super::wanted::Kept;
 
 /// Which side of the exchange the traced process is on.
@@ -99,7 +101,7 @@ pub struct Exchange {
     pub ends: Ends,
     /// The address of the unix socket that the process asked something of, as `ss` shows it; of clients
     /// only, and where known.
-    pub unix_path: Option<Box<str>>,
+    pub unix_path: Option<SmolStr>,
     /// The inode number of the socket at a unix socket's other end; 0 where unknown.
     pub unix_peer: u64,
     /// When bytes were last read on the connection before the request, or when it began; 0 where that is not
@@ -129,17 +131,17 @@ pub struct Exchange {
     pub method: Cow<'static, str>,
     /// The request's target, as it stood (a path with its query, as a rule), up to 4 KiB of it; bytes
     /// that are not UTF-8 replaced.
-    pub target: Box<str>,
+    pub target: SmolStr,
     /// The minor version of HTTP/1 that the request spoke.
     pub minor_version: u8,
     /// The value of the request's `Host`. Of this and the headers below, up to 512 bytes are kept.
-    pub host: Option<Box<str>>,
+    pub host: Option<SmolStr>,
     /// The value of the request's `User-Agent`.
-    pub user_agent: Option<Box<str>>,
+    pub user_agent: Option<SmolStr>,
     /// The value of the request's `traceparent`.
-    pub traceparent: Option<Box<str>>,
+    pub traceparent: Option<SmolStr>,
     /// The value of the request's `tracestate`.
-    pub tracestate: Option<Box<str>>,
+    pub tracestate: Option<SmolStr>,
     /// The headers that the configuration asks for, of the request and of the final response.
     pub headers: Vec<Kept>,
     /// The final status; `None` where there was no response.

@@ -24,6 +24,7 @@ use std::{
 
 use decnet_trace_common::event::{Proc, ProcWhat, SockOp, SockState, flags, tcp_state};
 use rustc_hash::FxHashMap;
+use smol_str::{SmolStr, format_smolstr};
 
 pub use connection::Limits;
 pub use counters::Counters;
@@ -33,6 +34,8 @@ use dialog::{Cause, Dialog};
 use exchange::Exchange;
 use joins::Asked;
 use wanted::WantedHeaders;
+
+use crate::text::Texts;
 
 /// How often connections are looked through for idle ones, in nanoseconds.
 const SWEEP_EVERY: u64 = 5_000_000_000;
@@ -57,6 +60,8 @@ const POOL: usize = 256;
 pub struct Correlator {
     limits: Limits,
     wanted: Arc<WantedHeaders>,
+    /// What the headers of many requests say.
+    texts: Texts,
     counters: Counters,
     connections: FxHashMap<u64, Connection>,
     /// How many connections each process has, so that the end of one without any costs nothing.
@@ -83,6 +88,7 @@ impl Correlator {
         Self {
             limits,
             wanted: Arc::default(),
+            texts: Texts::default(),
             counters: Counters::default(),
             connections: FxHashMap::default(),
             processes: FxHashMap::default(),
@@ -215,6 +221,7 @@ impl Correlator {
             counters: &mut self.counters,
             limits: &self.limits,
             wanted: &self.wanted,
+            texts: &mut self.texts,
         };
         let mut dialog = conn.dialog.take().unwrap_or_else(|| self.pool.take());
         let before = (dialog.heads_memory(), dialog.open_memory());
@@ -388,6 +395,7 @@ impl Correlator {
             counters: &mut self.counters,
             limits: &self.limits,
             wanted: &self.wanted,
+            texts: &mut self.texts,
         };
         for conn in self.connections.values_mut().filter(|conn| which(conn)) {
             if let Some(mut dialog) = conn.dialog.take() {
@@ -420,6 +428,7 @@ impl Correlator {
             counters: &mut self.counters,
             limits: &self.limits,
             wanted: &self.wanted,
+            texts: &mut self.texts,
         };
         let before = (dialog.heads_memory(), dialog.open_memory());
         dialog.settle(conn, now, &mut cx);
@@ -448,6 +457,7 @@ impl Correlator {
                 counters: &mut self.counters,
                 limits: &self.limits,
                 wanted: &self.wanted,
+                texts: &mut self.texts,
             };
             if let Some(dialog) = &mut conn.dialog {
                 dialog.closing(now);
@@ -516,6 +526,7 @@ impl Correlator {
             counters: &mut self.counters,
             limits: &self.limits,
             wanted: &self.wanted,
+            texts: &mut self.texts,
         };
         dialog.end_all(&mut conn, cause, now, &mut cx);
         self.pool.give(dialog);
@@ -541,11 +552,11 @@ impl Pool {
 
 /// A unix socket's address as `ss` shows it: a path, or a name with `@` before it; `None` where it has
 /// none.
-fn unix_path(address: &[u8]) -> Option<Box<str>> {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+fn unix_path(address: &[u8]) -> Option<SmolStr> {
+    let text = String::from_utf8_lossy;
     match address {
         [] => None,
-        [0, name @ ..] => Some(format!("@{}", text(name)).into()),
+        [0, name @ ..] => Some(format_smolstr!("@{}", text(name))),
         path => {
             let end = memchr::memchr(0, path).unwrap_or(path.len());
             Some(text(&path[..end]).into())

@@ -6,9 +6,13 @@ use std::{
 };
 
 use decnet_trace_common::event::{SockOp, Tuple, flags};
+use smol_str::SmolStr;
 
 use super::exchange::{End, Ends, Exchange, Role};
-use crate::protocol::http1::{Request, Text};
+use crate::{
+    protocol::http1::{Request, Text},
+    text::Texts,
+};
 
 /// The most bytes of a target that are kept.
 const TARGET_MAX: usize = 4096;
@@ -71,9 +75,14 @@ impl Open {
         tuple: &Tuple,
         number: u32,
         stamp: &Stamp,
+        texts: &mut Texts,
     ) -> Self {
         let headers = &request.headers;
-        let value = |text: Option<Text<'_>>| text.map(|text| text.to_text(VALUE_MAX));
+        let value =
+            |text: Option<Text<'_>>| text.map(|text| SmolStr::from(text.to_text(VALUE_MAX)));
+        // These are the same in many requests.
+        let mut shared =
+            |text: Option<Text<'_>>| text.map(|text| texts.get(&text.to_text(VALUE_MAX)));
         Self {
             exchange: Exchange {
                 tgid: stamp.tgid,
@@ -96,10 +105,10 @@ impl Open {
                 end: stamp.ts,
                 queued: stamp.queued.filter(|_| role == Role::Server),
                 method: method(request.method),
-                target: request.target.to_text(TARGET_MAX),
+                target: request.target.to_text(TARGET_MAX).into(),
                 minor_version: request.minor,
-                host: value(headers.host),
-                user_agent: value(headers.user_agent),
+                host: shared(headers.host),
+                user_agent: shared(headers.user_agent),
                 traceparent: value(headers.traceparent),
                 tracestate: value(headers.tracestate),
                 headers: Vec::new(),

@@ -39,7 +39,7 @@ pub(super) fn take(wanted: &[Wanted], headers: &Headers<'_>, into: &mut Vec<Kept
             if into.len() >= VALUES_MAX {
                 return;
             }
-            into.push((attribute, Text(value).to_text(VALUE_MAX)));
+            into.push((attribute, Text(value).to_text(VALUE_MAX).into()));
         }
     }
 }

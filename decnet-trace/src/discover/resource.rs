@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, fs};
 
+use smol_str::SmolStr;
+
 use super::{
     command::Command,
     name::{self, Clues},
@@ -158,7 +160,7 @@ fn assemble(
         ),
     ]);
     if let Some(command) = process.arguments.first() {
-        let arguments = process.arguments.iter().cloned().map(Cow::Owned).collect();
+        let arguments = process.arguments.iter().map(SmolStr::from).collect();
         attributes.extend([
             ("process.command".into(), text(command.as_str())),
             ("process.command_args".into(), Value::StrList(arguments)),
@@ -216,8 +218,8 @@ fn put(attributes: &mut Attributes, key: String, value: String, replace: bool) {
     }
 }
 
-fn text(text: impl Into<String>) -> Value {
-    Value::Str(Cow::Owned(text.into()))
+fn text(text: impl Into<SmolStr>) -> Value {
+    Value::Str(text.into())
 }
 
 /// The architecture's name in OpenTelemetry's conventions.

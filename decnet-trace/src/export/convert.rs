@@ -1,15 +1,12 @@
-//! Spans as OTLP has them: grouped by the process that they come from.
+//! What OTLP's messages say of spans: grouped by the process that they come from. [`super::json`] and
+//! [`super::protobuf`] write them.
 
-use std::{collections::hash_map::Entry, sync::Arc};
+use std::{ptr, sync::Arc};
 
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::ExportTraceServiceRequest,
     common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue, any_value},
     resource::v1::Resource as ProtoResource,
-    trace::v1::{
-        ResourceSpans, ScopeSpans, Span as ProtoSpan, Status as ProtoStatus,
-        span::SpanKind as Kind, status::StatusCode,
-    },
+    trace::v1::{span::SpanKind as Kind, status::StatusCode},
 };
 use rustc_hash::FxHashMap;
 
@@ -26,34 +23,65 @@ pub(super) const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.37.0";
 const FLAG_HAS_IS_REMOTE: u32 = 1 << 8;
 const FLAG_IS_REMOTE: u32 = 1 << 9;
 
-/// One request with all spans of the batches.
-pub(super) fn request(batches: &[Arc<Batch>]) -> ExportTraceServiceRequest {
-    let mut resource_spans: Vec<ResourceSpans> = Vec::new();
-    let mut places: FxHashMap<*const Resource, usize> = FxHashMap::default();
-    for span in batches.iter().flat_map(|batch| &batch.spans) {
-        let place = match places.entry(Arc::as_ptr(&span.resource)) {
-            Entry::Occupied(place) => *place.get(),
-            Entry::Vacant(vacant) => {
-                resource_spans.push(of_resource(&span.resource));
-                *vacant.insert(resource_spans.len() - 1)
-            }
-        };
-        resource_spans[place].scope_spans[0]
-            .spans
-            .push(of_span(span));
-    }
-    ExportTraceServiceRequest { resource_spans }
+/// The spans of a process.
+pub(super) struct Group<'a> {
+    pub(super) resource: &'a Resource,
+    pub(super) spans: Vec<&'a Span>,
 }
 
-fn of_resource(resource: &Resource) -> ResourceSpans {
-    ResourceSpans {
-        resource: Some(self::resource(resource)),
-        scope_spans: vec![ScopeSpans {
-            scope: Some(scope()),
-            spans: Vec::new(),
-            schema_url: SCHEMA_URL.to_owned(),
-        }],
-        schema_url: SCHEMA_URL.to_owned(),
+/// All spans of the batches, each process's together, in the order in which processes come first.
+pub(super) fn grouped(batches: &[Arc<Batch>]) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    let mut places: FxHashMap<*const Resource, usize> = FxHashMap::default();
+    let mut last = (ptr::null(), 0);
+    for span in batches.iter().flat_map(|batch| &batch.spans) {
+        let resource = Arc::as_ptr(&span.resource);
+        // Mostly there are many of one.
+        if last.0 != resource {
+            let place = *places.entry(resource).or_insert_with(|| {
+                groups.push(Group {
+                    resource: &span.resource,
+                    spans: Vec::new(),
+                });
+                groups.len() - 1
+            });
+            last = (resource, place);
+        }
+        groups[last.1].spans.push(span);
+    }
+    groups
+}
+
+/// What a span's flags say: those of W3C, and where its parent is.
+pub(super) fn flags(span: &Span) -> u32 {
+    let remote = match span.parent_is_remote {
+        true => FLAG_IS_REMOTE,
+        false => 0,
+    };
+    u32::from(span.trace_flags) | FLAG_HAS_IS_REMOTE | remote
+}
+
+/// The number of a span's kind.
+pub(super) const fn kind(kind: SpanKind) -> i32 {
+    match kind {
+        SpanKind::Server => Kind::Server as i32,
+        SpanKind::Client => Kind::Client as i32,
+    }
+}
+
+/// The parent's id; none for a root.
+pub(super) fn parent(span: &Span) -> &[u8] {
+    match &span.parent_id {
+        [0, 0, 0, 0, 0, 0, 0, 0] => &[],
+        id => id,
+    }
+}
+
+/// A status's message and its code's number.
+pub(super) fn status(status: &Status) -> (&str, i32) {
+    match status {
+        Status::Unset => ("", StatusCode::Unset as i32),
+        Status::Error(message) => (message, StatusCode::Error as i32),
     }
 }
 
@@ -75,44 +103,6 @@ pub(super) fn scope() -> InstrumentationScope {
         name: SCOPE.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ..InstrumentationScope::default()
-    }
-}
-
-fn of_span(span: &Span) -> ProtoSpan {
-    let remote = if span.parent_is_remote {
-        FLAG_IS_REMOTE
-    } else {
-        0
-    };
-    ProtoSpan {
-        trace_id: span.trace_id.to_vec(),
-        span_id: span.span_id.to_vec(),
-        trace_state: span.trace_state.to_string(),
-        parent_span_id: match span.parent_id {
-            [0, 0, 0, 0, 0, 0, 0, 0] => Vec::new(),
-            id => id.to_vec(),
-        },
-        flags: u32::from(span.trace_flags) | FLAG_HAS_IS_REMOTE | remote,
-        name: span.name.to_string(),
-        kind: match span.kind {
-            SpanKind::Server => Kind::Server,
-            SpanKind::Client => Kind::Client,
-        } as i32,
-        start_time_unix_nano: span.start,
-        end_time_unix_nano: span.end,
-        attributes: span
-            .attributes
-            .iter()
-            .map(|(name, value)| attribute(name, value))
-            .collect(),
-        status: Some(match &span.status {
-            Status::Unset => ProtoStatus::default(),
-            Status::Error(message) => ProtoStatus {
-                message: message.to_string(),
-                code: StatusCode::Error as i32,
-            },
-        }),
-        ..ProtoSpan::default()
     }
 }
 
@@ -139,12 +129,104 @@ pub(super) fn attribute(name: &str, value: &Value) -> KeyValue {
     }
 }
 
+/// The messages themselves, to hold against what is written without them.
 #[cfg(test)]
-mod tests {
-    use std::borrow::Cow;
+pub(super) mod tests {
+    use opentelemetry_proto::tonic::{
+        collector::trace::v1::ExportTraceServiceRequest,
+        trace::v1::{ResourceSpans, ScopeSpans, Span as ProtoSpan, Status as ProtoStatus},
+    };
+    use proptest::prelude::*;
 
     use super::*;
     use crate::export::tests::{resource, span};
+
+    /// One request with all spans of the batches.
+    pub(in crate::export) fn request(batches: &[Arc<Batch>]) -> ExportTraceServiceRequest {
+        let resource_spans = grouped(batches).into_iter().map(|group| ResourceSpans {
+            resource: Some(super::resource(group.resource)),
+            scope_spans: vec![ScopeSpans {
+                scope: Some(scope()),
+                spans: group.spans.into_iter().map(of_span).collect(),
+                schema_url: SCHEMA_URL.to_owned(),
+            }],
+            schema_url: SCHEMA_URL.to_owned(),
+        });
+        ExportTraceServiceRequest {
+            resource_spans: resource_spans.collect(),
+        }
+    }
+
+    fn of_span(span: &Span) -> ProtoSpan {
+        let (message, code) = status(&span.status);
+        ProtoSpan {
+            trace_id: span.trace_id.to_vec(),
+            span_id: span.span_id.to_vec(),
+            trace_state: span.trace_state.to_string(),
+            parent_span_id: parent(span).to_vec(),
+            flags: flags(span),
+            name: span.name.to_string(),
+            kind: kind(span.kind),
+            start_time_unix_nano: span.start,
+            end_time_unix_nano: span.end,
+            attributes: span
+                .attributes
+                .iter()
+                .map(|(name, value)| attribute(name, value))
+                .collect(),
+            status: Some(ProtoStatus {
+                message: message.to_owned(),
+                code,
+            }),
+            ..ProtoSpan::default()
+        }
+    }
+
+    /// Batches of any spans, of up to three processes.
+    pub(in crate::export) fn batches() -> impl Strategy<Value = Vec<Arc<Batch>>> {
+        let value = prop_oneof![
+            ".{0,30}".prop_map(|text| Value::Str(text.into())),
+            any::<i64>().prop_map(Value::Int),
+            any::<f64>().prop_map(Value::Float),
+            any::<bool>().prop_map(Value::Bool),
+            prop::collection::vec(".{0,5}".prop_map(Into::into), 0..3).prop_map(Value::StrList),
+        ];
+        let names = prop::sample::select(vec!["url.path", "decnet.x", "", "q\"\u{e9}"]);
+        let span = (
+            any::<([u8; 16], [u8; 8], bool, bool, u8)>(),
+            any::<(u64, u64)>(),
+            prop_oneof![Just([0; 8]), any::<[u8; 8]>()],
+            (".{0,30}", ".{0,200}"),
+            prop::collection::vec((names, value), 0..12),
+            prop_oneof![Just(None), ".{0,9}".prop_map(Some)],
+            0..3_usize,
+        );
+        let spans = prop::collection::vec(span, 1..20).prop_map(|spans| {
+            let resources = ["a", "b", ""].map(resource);
+            let spans = spans.into_iter().map(
+                |(ids, (start, end), parent_id, (state, name), attributes, error, of)| Span {
+                    trace_id: ids.0,
+                    span_id: ids.1,
+                    parent_id,
+                    parent_is_remote: ids.2,
+                    trace_state: state.into(),
+                    trace_flags: ids.4,
+                    name: name.into(),
+                    kind: match ids.3 {
+                        true => SpanKind::Server,
+                        false => SpanKind::Client,
+                    },
+                    start,
+                    end,
+                    attributes,
+                    status: error.map_or(Status::Unset, |error| Status::Error(error.into())),
+                    resource: Arc::clone(&resources[of]),
+                },
+            );
+            Arc::new(Batch::new(spans.collect()))
+        });
+        prop::collection::vec(spans, 1..3)
+    }
 
     /// Each process's spans stand under its own resource, once, however they are mixed.
     #[test]
@@ -172,10 +254,7 @@ mod tests {
                 (resource.attributes[0].clone(), starts)
             })
             .collect();
-        let name = |name: &str| {
-            let name = Value::Str(Cow::Owned(name.to_owned()));
-            attribute("service.name", &name)
-        };
+        let name = |name: &str| attribute("service.name", &Value::Str(name.into()));
         assert_eq!(found, [(name("a"), vec![1, 3]), (name("b"), vec![2])]);
     }
 

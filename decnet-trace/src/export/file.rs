@@ -12,8 +12,9 @@ use std::{
 };
 
 use super::{
-    Reopener, convert,
+    Reopener,
     health::Health,
+    json,
     queue::{Batch, Limits, Queue, spans_in},
 };
 use crate::{
@@ -122,7 +123,7 @@ impl Writer {
             self.reopen();
         }
         let spans = spans_in(batches);
-        if let Err(error) = serde_json::to_writer(&mut self.line, &convert::request(batches)) {
+        if let Err(error) = json::write(batches, &mut self.line) {
             // Nothing in a request can fail to serialise; if it does, it is this request that is lost.
             tracing::warn!("spans do not serialise: {error}");
             self.counters.add(Count::FileFailedWrites, 1);

@@ -394,23 +394,21 @@ fn time(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use super::*;
     use crate::export::tests::span;
 
     fn request(name: &'static str, milliseconds: u64, status: i64) -> Span {
         let failed = status >= 500;
         Span {
-            name: Cow::Borrowed(name),
+            name: name.into(),
             start: 1_000,
             end: 1_000 + milliseconds * 1_000_000,
             attributes: vec![
-                ("url.path", Value::Str(Cow::Borrowed("/p"))),
+                ("url.path", Value::Str("/p".into())),
                 ("http.response.status_code", Value::Int(status)),
             ],
             status: match failed {
-                true => Status::Error(Cow::Borrowed("")),
+                true => Status::Error("".into()),
                 false => Status::Unset,
             },
             ..span(0)
@@ -455,7 +453,7 @@ mod tests {
         });
         for n in 0..50 {
             summary.add(&Span {
-                name: Cow::Owned(format!("GET /{n}")),
+                name: format!("GET /{n}").into(),
                 ..request("", 1, 200)
             });
         }
@@ -501,10 +499,10 @@ SLOWEST  SERVICE  REQUEST     STATUS  PATH  TRACE
             slowest: 0,
         });
         let statement = |parent: u8, system: &'static str| Span {
-            name: Cow::Borrowed("SELECT users"),
+            name: "SELECT users".into(),
             kind: SpanKind::Client,
             parent_id: [parent; 8],
-            attributes: vec![(system, Value::Str(Cow::Borrowed("sqlite")))],
+            attributes: vec![(system, Value::Str("sqlite".into()))],
             ..request("", 3, 200)
         };
         for n in 1..=2 {

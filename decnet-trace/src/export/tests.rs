@@ -2,8 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::borrow::Cow;
-
 use super::*;
 use crate::span::{Resource, SpanKind, Status, Value, trace_flags};
 
@@ -12,10 +10,7 @@ pub(crate) fn resource(name: &str) -> Arc<Resource> {
     Arc::new(Resource {
         tgid: 7,
         service_name: name.to_owned(),
-        attributes: vec![(
-            Cow::Borrowed("service.name"),
-            Value::Str(Cow::Owned(name.to_owned())),
-        )],
+        attributes: vec![("service.name".into(), Value::Str(name.into()))],
     })
 }
 
@@ -31,12 +26,12 @@ pub(crate) fn span(start: u64) -> Span {
         parent_is_remote: false,
         trace_state: Box::default(),
         trace_flags: trace_flags::SAMPLED,
-        name: Cow::Borrowed("GET /a"),
+        name: "GET /a".into(),
         kind: SpanKind::Server,
         start,
         end: start + 1,
         attributes: vec![
-            ("http.request.method", Value::Str(Cow::Borrowed("GET"))),
+            ("http.request.method", Value::Str("GET".into())),
             ("http.response.status_code", Value::Int(200)),
             ("decnet.queue.duration", Value::Float(0.25)),
         ],

@@ -1,6 +1,6 @@
 //! What the agent says of itself, as metrics.
 
-use std::{borrow::Cow, fs, sync::Arc};
+use std::{fs, sync::Arc};
 
 use crate::{
     govern::cost::Bill,
@@ -152,7 +152,7 @@ pub fn resource(start: u64) -> Arc<Resource> {
         "" => "localhost",
         host => host,
     };
-    let text = |text: String| Value::Str(Cow::Owned(text));
+    let text = |text: String| Value::Str(text.into());
     let name = env!("CARGO_PKG_NAME");
     Arc::new(Resource {
         tgid: pid,

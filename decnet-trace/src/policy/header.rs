@@ -1,11 +1,12 @@
 //! Headers that the configuration asks for: which it may, and how their values are shown.
 
 use std::{
-    borrow::Cow,
     collections::BTreeSet,
     net::IpAddr,
     sync::{Mutex, PoisonError},
 };
+
+use smol_str::SmolStr;
 
 use super::{
     PolicyConfig,
@@ -79,7 +80,7 @@ pub fn attribute(is_request: bool, name: &str) -> &'static str {
 /// Adds the attributes of the headers that were kept: each name has the list of its values.
 pub(super) fn attributes(kept: &[Kept], config: &PolicyConfig, out: &mut Vec<Attribute>) {
     for (name, value) in kept {
-        let value = Cow::Owned(shown(name, value, config));
+        let value = SmolStr::from(shown(name, value, config));
         match out.iter_mut().find(|(known, _)| known == name) {
             Some((_, Value::StrList(values))) => values.push(value),
             _ => out.push((name, Value::StrList(vec![value]))),
@@ -193,7 +194,7 @@ mod tests {
         let mut out = Vec::new();
         attributes(&kept, &config, &mut out);
         let list = |values: &[&'static str]| {
-            Value::StrList(values.iter().map(|value| Cow::Borrowed(*value)).collect())
+            Value::StrList(values.iter().copied().map(Into::into).collect())
         };
         assert_eq!(
             out,

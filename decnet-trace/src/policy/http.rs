@@ -1,7 +1,12 @@
 //! The attributes of HTTP spans, as OpenTelemetry's semantic conventions have them
 //! (<https://opentelemetry.io/docs/specs/semconv/http/http-spans/>, stable since 1.23).
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+};
+
+use smol_str::{SmolStr, ToSmolStr as _, format_smolstr};
 
 use super::{
     Link, PolicyConfig, header,
@@ -14,6 +19,7 @@ use super::{
 use crate::{
     correlate::exchange::{End, Ends, Exchange, Role},
     span::{Attribute, Status, Value},
+    text::{Addresses, Texts},
 };
 
 /// The longest `user_agent.original`, in bytes.
@@ -34,17 +40,17 @@ pub struct Observed<'a> {
     /// The method, or `_OTHER`.
     pub method: &'static str,
     /// The scheme.
-    pub scheme: Cow<'static, str>,
+    pub scheme: SmolStr,
     /// The route, or the template of what was asked for.
     pub route: Option<&'a str>,
     /// The response's status.
     pub status: Option<u16>,
     /// The version of the protocol.
-    pub version: Cow<'static, str>,
+    pub version: SmolStr,
     /// Who was asked.
     pub server: Server<'a>,
     /// The value of `error.type`.
-    pub error: Option<Cow<'static, str>>,
+    pub error: Option<SmolStr>,
     /// How long it took, in nanoseconds.
     pub duration: u64,
     /// How long it waited before it was read, in nanoseconds.
@@ -79,7 +85,34 @@ pub(super) struct Facts<'a> {
     config: &'a PolicyConfig,
     method: Option<&'static str>,
     target: Target<'a>,
-    error: Option<Cow<'static, str>>,
+    error: Option<SmolStr>,
+}
+
+/// What was told before, so that it need not be made again.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    texts: Texts,
+    addresses: Addresses,
+    /// Clients' addresses as the configuration shows them.
+    clients: Addresses,
+    /// Kept for its room.
+    room: String,
+}
+
+impl Told {
+    /// The configuration has changed.
+    pub(super) fn reconfigured(&mut self) {
+        self.clients.clear();
+    }
+
+    /// The name of a span.
+    pub(super) fn name(&mut self, method: &str, route: &str) -> SmolStr {
+        self.room.clear();
+        self.room.push_str(method);
+        self.room.push(' ');
+        self.room.push_str(route);
+        self.texts.get(&self.room)
+    }
 }
 
 impl<'a> Facts<'a> {
@@ -137,25 +170,30 @@ impl<'a> Facts<'a> {
 
     pub(super) fn status(&self) -> Status {
         match self.error {
-            Some(_) => Status::Error(Cow::Borrowed("")),
+            Some(_) => Status::Error(SmolStr::default()),
             None => Status::Unset,
         }
     }
 
-    pub(super) fn attributes(&self, route: Route<'_>, link: Link) -> Vec<Attribute> {
+    pub(super) fn attributes(
+        &self,
+        route: Route<'_>,
+        link: Link,
+        told: &mut Told,
+    ) -> Vec<Attribute> {
         let mut out = Attributes(Vec::with_capacity(ATTRIBUTES));
         let exchange = self.exchange;
-        out.text("http.request.method", self.method.unwrap_or("_OTHER"));
+        out.fixed("http.request.method", self.method.unwrap_or("_OTHER"));
         if self.method.is_none() {
-            let original = cut(&exchange.method, METHOD_MAX).to_owned();
+            let original = cut(&exchange.method, METHOD_MAX);
             out.text("http.request.method_original", original);
         }
         match exchange.role {
-            Role::Server => self.server(&mut out, route),
-            Role::Client => self.client(&mut out, route),
+            Role::Server => self.server(&mut out, route, told),
+            Role::Client => self.client(&mut out, route, told),
         }
         if let Some(source) = route.source() {
-            out.text("decnet.route.source", source);
+            out.fixed("decnet.route.source", source);
         }
         if let Some(status) = exchange.status {
             out.int("http.response.status_code", u64::from(status));
@@ -163,12 +201,12 @@ impl<'a> Facts<'a> {
         if let Some(error) = &self.error {
             out.text("error.type", error.clone());
         }
-        out.text("network.protocol.name", "http");
+        out.fixed("network.protocol.name", "http");
         out.text("network.protocol.version", version(exchange.minor_version));
-        self.network(&mut out);
+        self.network(&mut out, told);
         if let Some(agent) = &exchange.user_agent {
             let shown = shown_agent(agent, self.config);
-            out.text("user_agent.original", shown.into_owned());
+            out.text("user_agent.original", shared(agent, &shown));
         }
         header::attributes(&exchange.headers, self.config, &mut out.0);
         self.sizes(&mut out);
@@ -184,53 +222,59 @@ impl<'a> Facts<'a> {
                 out.seconds("decnet.ttfb.duration", first);
             }
         }
-        out.text("decnet.end", exchange.ended_by.as_str());
-        out.text("decnet.link", link.as_str());
+        out.fixed("decnet.end", exchange.ended_by.as_str());
+        out.fixed("decnet.link", link.as_str());
         out.0
     }
 
-    fn server(&self, out: &mut Attributes, route: Route<'_>) {
+    fn server(&self, out: &mut Attributes, route: Route<'_>, told: &mut Told) {
         out.text("url.scheme", self.scheme());
         if !self.target.path.is_empty() {
-            out.text("url.path", self.shown_path().into_owned());
+            let path = self.shown_path();
+            out.text("url.path", shared(&self.exchange.target, &path));
         }
         if let Some(query) = self.shown_query() {
-            out.text("url.query", query.into_owned());
+            out.text("url.query", query);
         }
         if let Some(route) = route.name() {
-            out.text("http.route", route.to_owned());
+            out.text("http.route", told.texts.get(route));
         }
         match (self.host(), &self.exchange.ends) {
             (Some((host, port)), _) => {
-                out.text("server.address", host.to_owned());
+                out.text("server.address", told.texts.get(host));
                 // Without a port in it, `Host` says what a proxy in front may have been asked on; the
                 // port of this very socket stands in network.local.port.
                 if let Some(port) = port {
                     out.int("server.port", u64::from(port));
                 }
             }
-            (None, Ends::Ip { local, .. }) => out.address("server.address", "server.port", local),
+            (None, Ends::Ip { local, .. }) => {
+                out.address(["server.address", "server.port"], local, told);
+            }
             (None, _) => {}
         }
         if let Ends::Ip { remote, .. } = &self.exchange.ends {
-            out.text(
-                "client.address",
-                self.config.client_address.shown(remote.ip()),
-            );
+            out.text("client.address", self.client_address(remote, told));
         }
     }
 
-    fn client(&self, out: &mut Attributes, route: Route<'_>) {
+    fn client_address(&self, remote: &SocketAddr, told: &mut Told) -> SmolStr {
+        told.clients.get(remote.ip(), |address| {
+            self.config.client_address.shown(address).into()
+        })
+    }
+
+    fn client(&self, out: &mut Attributes, route: Route<'_>, told: &mut Told) {
         let host = self.host();
         let scheme = self.scheme();
         match (host, &self.exchange.ends) {
             _ if self.exchange.unix_path.is_some() => {
                 // What a client writes into `Host` then names nobody.
-                let path = self.exchange.unix_path.as_deref().unwrap_or_default();
-                out.text("server.address", path.to_owned());
+                let path = self.exchange.unix_path.clone().unwrap_or_default();
+                out.text("server.address", path);
             }
             (Some((host, port)), ends) => {
-                out.text("server.address", host.to_owned());
+                out.text("server.address", told.texts.get(host));
                 let port = match (port, ends) {
                     (Some(port), _) => Some(port),
                     (None, Ends::Unix) => None,
@@ -240,24 +284,28 @@ impl<'a> Facts<'a> {
                     out.int("server.port", u64::from(port));
                 }
             }
-            (None, Ends::Ip { remote, .. }) => out.address("server.address", "server.port", remote),
+            (None, Ends::Ip { remote, .. }) => {
+                out.address(["server.address", "server.port"], remote, told);
+            }
             (None, _) => {}
         }
         // CONNECT has no URL: its target is a host.
         if self.method != Some("CONNECT") {
-            out.text("url.full", self.full(&scheme, host));
+            told.room.clear();
+            self.write_full(&scheme, host, &mut told.room);
+            out.text("url.full", told.room.as_str());
         }
         out.text("url.scheme", scheme);
         if let Some(template) = route.name() {
-            out.text("url.template", template.to_owned());
+            out.text("url.template", told.texts.get(template));
         }
     }
 
-    fn network(&self, out: &mut Attributes) {
+    fn network(&self, out: &mut Attributes, told: &mut Told) {
         match &self.exchange.ends {
             Ends::Ip { local, remote } => {
-                out.text("network.transport", "tcp");
-                out.text(
+                out.fixed("network.transport", "tcp");
+                out.fixed(
                     "network.type",
                     match remote.ip().to_canonical().is_ipv4() {
                         true => "ipv4",
@@ -267,17 +315,18 @@ impl<'a> Facts<'a> {
                 match self.exchange.role {
                     // The client's address again.
                     Role::Server => {
-                        let shown = self.config.client_address.shown(remote.ip());
-                        out.text("network.peer.address", shown);
+                        out.text("network.peer.address", self.client_address(remote, told));
                         out.int("network.peer.port", u64::from(remote.port()));
                     }
                     Role::Client => {
-                        out.address("network.peer.address", "network.peer.port", remote)
+                        let names = ["network.peer.address", "network.peer.port"];
+                        out.address(names, remote, told);
                     }
                 }
-                out.address("network.local.address", "network.local.port", local);
+                let names = ["network.local.address", "network.local.port"];
+                out.address(names, local, told);
             }
-            Ends::Unix => out.text("network.transport", "unix"),
+            Ends::Unix => out.fixed("network.transport", "unix"),
             Ends::Unknown => {}
         }
     }
@@ -304,13 +353,13 @@ impl<'a> Facts<'a> {
     }
 
     /// The scheme of an absolute target; else `http`, which is what is read in clear.
-    fn scheme(&self) -> Cow<'static, str> {
+    fn scheme(&self) -> SmolStr {
         match self.target.scheme {
-            Some(scheme) if scheme.eq_ignore_ascii_case("https") => Cow::Borrowed("https"),
+            Some(scheme) if scheme.eq_ignore_ascii_case("https") => SmolStr::new_static("https"),
             Some(scheme) if !scheme.eq_ignore_ascii_case("http") && scheme.len() <= 16 => {
-                Cow::Owned(scheme.to_ascii_lowercase())
+                scheme.to_ascii_lowercase().into()
             }
-            _ => Cow::Borrowed("http"),
+            _ => SmolStr::new_static("http"),
         }
     }
 
@@ -354,11 +403,10 @@ impl<'a> Facts<'a> {
     }
 
     /// The URL of a request that the process made. Credentials are masked, whatever the configuration.
-    fn full(&self, scheme: &str, host: Option<(&str, Option<u16>)>) -> String {
+    fn write_full(&self, scheme: &str, host: Option<(&str, Option<u16>)>, url: &mut String) {
         use std::fmt::Write as _;
 
         let path = self.shown_path();
-        let mut url = String::with_capacity(16 + path.len());
         let _ = write!(url, "{scheme}://");
         if self.target.credentials.is_some() {
             let _ = write!(url, "{MASK}:{MASK}@");
@@ -386,7 +434,6 @@ impl<'a> Facts<'a> {
             url.push('?');
             url.push_str(&query);
         }
-        url
     }
 }
 
@@ -414,17 +461,17 @@ fn known(method: &str) -> Option<&'static str> {
 
 /// The value of `error.type`, where the exchange failed: a status that is an error for this side, or an
 /// end that broke it off. What the agent itself gave up is no failure of the service.
-fn error(exchange: &Exchange) -> Option<Cow<'static, str>> {
+fn error(exchange: &Exchange) -> Option<SmolStr> {
     let from = match exchange.role {
         Role::Server => 500,
         Role::Client => 400,
     };
     if let Some(status) = exchange.status.filter(|status| *status >= from) {
-        return Some(Cow::Owned(status.to_string()));
+        return Some(status.to_smolstr());
     }
     match exchange.ended_by {
         End::PeerGone | End::Aborted | End::ProcessExit => {
-            Some(Cow::Borrowed(exchange.ended_by.as_str()))
+            Some(SmolStr::new_static(exchange.ended_by.as_str()))
         }
         _ => None,
     }
@@ -438,19 +485,32 @@ fn default_port(scheme: &str) -> Option<u16> {
     }
 }
 
-fn version(minor: u8) -> Cow<'static, str> {
+fn version(minor: u8) -> SmolStr {
     match minor {
-        0 => Cow::Borrowed("1.0"),
-        1 => Cow::Borrowed("1.1"),
-        other => Cow::Owned(format!("1.{other}")),
+        0 => SmolStr::new_static("1.0"),
+        1 => SmolStr::new_static("1.1"),
+        other => format_smolstr!("1.{other}"),
+    }
+}
+
+/// What is shown of a text that is held already: shared, where that is all of it.
+fn shared(whole: &SmolStr, shown: &str) -> SmolStr {
+    match *whole == *shown {
+        true => whole.clone(),
+        false => SmolStr::new(shown),
     }
 }
 
 struct Attributes(Vec<Attribute>);
 
 impl Attributes {
-    fn text(&mut self, name: &'static str, value: impl Into<Cow<'static, str>>) {
+    fn text(&mut self, name: &'static str, value: impl Into<SmolStr>) {
         self.0.push((name, Value::Str(value.into())));
+    }
+
+    /// One of the program's own texts.
+    fn fixed(&mut self, name: &'static str, value: &'static str) {
+        self.text(name, SmolStr::new_static(value));
     }
 
     fn int(&mut self, name: &'static str, value: u64) {
@@ -462,8 +522,9 @@ impl Attributes {
         self.0.push((name, Value::Float(nanoseconds as f64 / 1e9)));
     }
 
-    fn address(&mut self, address: &'static str, port: &'static str, at: &SocketAddr) {
-        self.text(address, at.ip().to_canonical().to_string());
+    fn address(&mut self, [address, port]: [&'static str; 2], at: &SocketAddr, told: &mut Told) {
+        let make = |address: IpAddr| address.to_smolstr();
+        self.text(address, told.addresses.get(at.ip().to_canonical(), make));
         self.int(port, u64::from(at.port()));
     }
 }

@@ -9,7 +9,9 @@
 //! * [`trace_context`]: the caller's `traceparent` and `tracestate`.
 //! * [`clock`]: from the kernel's time to the wall clock's.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
+
+use smol_str::SmolStr;
 
 use crate::{
     correlate::{
@@ -119,6 +121,7 @@ pub struct Policy {
     called: Routes,
     sql: sql::Cache,
     ids: Ids,
+    told: http::Told,
     counters: Arc<Counters>,
 }
 
@@ -138,6 +141,7 @@ impl Policy {
             called: Routes::new(config.routes_max),
             sql: sql::Cache::default(),
             ids: Ids::new(u128::from_ne_bytes(seeds)),
+            told: http::Told::default(),
             config,
             counters,
         })
@@ -148,6 +152,7 @@ impl Policy {
         self.served
             .configure(config.routes_max, config.patterns.clone());
         self.called.configure(config.routes_max, Vec::new());
+        self.told.reconfigured();
         self.config = config;
     }
 
@@ -222,13 +227,13 @@ impl Policy {
             trace_state: identity.trace_state,
             trace_flags: identity.trace_flags | trace_flags::SAMPLED,
             name: match route.name() {
-                Some(route) => Cow::Owned(format!("{} {route}", facts.name())),
-                None => Cow::Borrowed(facts.name()),
+                Some(route) => self.told.name(facts.name(), route),
+                None => SmolStr::new_static(facts.name()),
             },
             kind,
             start,
             end: clock.to_unix(exchange.end).max(start),
-            attributes: facts.attributes(route, identity.link),
+            attributes: facts.attributes(route, identity.link, &mut self.told),
             status: facts.status(),
             resource: Arc::clone(resource),
         }

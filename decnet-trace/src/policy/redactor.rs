@@ -43,7 +43,7 @@ impl Redactor {
         let text = match place {
             Place::Statement => {
                 sanitised = sql::sanitise(text).text;
-                &sanitised
+                sanitised.as_str()
             }
             Place::Path => Target::parse("GET", text).path,
             Place::Query => Target::parse("GET", text).query.unwrap_or_default(),

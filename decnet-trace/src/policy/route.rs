@@ -85,6 +85,66 @@ pub struct Routes {
     services: FxHashMap<Box<str>, Service>,
     others: Service,
     scratch: String,
+    last: Last,
+}
+
+/// What was asked last, and its answer: each request is asked about twice, once to be counted and once to
+/// become a span.
+#[derive(Debug, Default)]
+struct Last {
+    service: String,
+    method: String,
+    path: String,
+    foldable: String,
+    missing: bool,
+    found: Option<Found>,
+}
+
+/// A route, by where it stands.
+#[derive(Clone, Copy, Debug)]
+enum Found {
+    /// A template of a pattern, by their places.
+    Configured(usize, usize),
+    /// A template of the service, by its place.
+    Learned(usize),
+    /// In [`Routes::scratch`].
+    Folded,
+    Overflow,
+    Unknown,
+}
+
+impl Last {
+    fn is(&self, asked: &Asked<'_>) -> bool {
+        self.path == asked.path
+            && self.service == asked.service
+            && self.method == asked.method
+            && self.foldable == asked.foldable
+            && self.missing == asked.missing
+    }
+
+    fn put(&mut self, asked: &Asked<'_>, found: Found) {
+        for (kept, asked) in [
+            (&mut self.service, asked.service),
+            (&mut self.method, asked.method),
+            (&mut self.path, asked.path),
+            (&mut self.foldable, asked.foldable),
+        ] {
+            kept.clear();
+            kept.push_str(asked);
+        }
+        self.missing = asked.missing;
+        self.found = Some(found);
+    }
+}
+
+/// The parameters of [`Routes::find`].
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    service: &'a str,
+    method: &'a str,
+    path: &'a str,
+    foldable: &'a str,
+    missing: bool,
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +162,7 @@ impl Routes {
             services: FxHashMap::default(),
             others: Service::default(),
             scratch: String::new(),
+            last: Last::default(),
         }
     }
 
@@ -109,6 +170,7 @@ impl Routes {
     pub fn configure(&mut self, max: usize, patterns: Vec<Pattern>) {
         self.max = max;
         self.patterns = patterns;
+        self.last.found = None;
     }
 
     /// Takes a service's own templates, in the order in which the service tries them, in place of
@@ -116,6 +178,7 @@ impl Routes {
     pub fn learn(&mut self, service: &str, templates: impl IntoIterator<Item = Template>) {
         let learned = templates.into_iter().take(TEMPLATES_MAX).collect();
         service_of(&mut self.services, &mut self.others, service).learned = learned;
+        self.last.found = None;
     }
 
     /// The route of a path; `foldable` is the path without what rules mask. `missing`: the service answered that there is no such path; then only a
@@ -128,60 +191,101 @@ impl Routes {
         foldable: &str,
         missing: bool,
     ) -> Route<'_> {
+        let asked = Asked {
+            service,
+            method,
+            path,
+            foldable,
+            missing,
+        };
+        let found = match self.last.found {
+            Some(found) if self.last.is(&asked) => found,
+            _ => {
+                let found = self.look(&asked);
+                self.last.put(&asked, found);
+                found
+            }
+        };
+        match found {
+            Found::Configured(pattern, template) => {
+                Route::Configured(self.patterns[pattern].templates[template].text())
+            }
+            Found::Learned(template) => {
+                let service = self.services.get(service).unwrap_or(&self.others);
+                Route::Learned(service.learned[template].text())
+            }
+            Found::Folded => Route::Folded(&self.scratch),
+            Found::Overflow => Route::Overflow,
+            Found::Unknown => Route::Unknown,
+        }
+    }
+
+    fn look(&mut self, asked: &Asked<'_>) -> Found {
+        let service = asked.service;
         let of_service = service_of(&mut self.services, &mut self.others, service);
         if !self.patterns.is_empty() || !of_service.learned.is_empty() {
-            let path = decoded(path);
-            let configured = self
+            let path = decoded(asked.path);
+            let mut configured = self
                 .patterns
                 .iter()
-                .filter(|p| p.service.as_ref().is_none_or(|glob| glob.is_match(service)))
-                .flat_map(|p| &p.templates)
-                .find(|template| template.matches(&path));
-            if let Some(template) = configured {
-                return Route::Configured(template.text());
+                .enumerate()
+                .filter(|(_, p)| p.service.as_ref().is_none_or(|glob| glob.is_match(service)))
+                .filter_map(|(at, p)| {
+                    let fits = p.templates.iter().position(|t| t.matches(&path));
+                    fits.map(|template| (at, template))
+                });
+            if let Some((pattern, template)) = configured.next() {
+                return Found::Configured(pattern, template);
             }
             // Frameworks go on where the path fits but the method does not, and come back to the first
             // such route in the end.
-            let mut fits = of_service.learned.iter().filter(|t| t.matches(&path));
+            let learned = of_service.learned.iter().enumerate();
+            let mut fits = learned.filter(|(_, t)| t.matches(&path));
             if let Some(first) = fits.next() {
                 let exact = [first]
                     .into_iter()
                     .chain(fits)
-                    .find(|t| t.methods().contain(method));
-                return Route::Learned(exact.unwrap_or(first).text());
+                    .find(|(_, t)| t.methods().contain(asked.method));
+                return Found::Learned(exact.unwrap_or(first).0);
             }
         }
         self.scratch.clear();
-        fold(foldable, &mut self.scratch);
-        folded(&mut of_service.folded, &self.scratch, self.max, missing)
+        fold(asked.foldable, &mut self.scratch);
+        folded(
+            &mut of_service.folded,
+            &self.scratch,
+            self.max,
+            asked.missing,
+        )
     }
 
     /// The same where the API that is called is known, and so the route.
     pub(super) fn find_known(&mut self, service: &str, route: &str, missing: bool) -> Route<'_> {
         self.scratch.clear();
         self.scratch.push_str(route);
+        // What was folded last stood there.
+        self.last.found = None;
         let of_service = service_of(&mut self.services, &mut self.others, service);
-        folded(&mut of_service.folded, &self.scratch, self.max, missing)
+        match folded(&mut of_service.folded, &self.scratch, self.max, missing) {
+            Found::Unknown => Route::Unknown,
+            Found::Overflow => Route::Overflow,
+            _ => Route::Folded(&self.scratch),
+        }
     }
 }
 
 /// A route that was folded, as long as there are not too many.
-fn folded<'a>(
-    known: &mut FxHashSet<Box<str>>,
-    route: &'a str,
-    max: usize,
-    missing: bool,
-) -> Route<'a> {
+fn folded(known: &mut FxHashSet<Box<str>>, route: &str, max: usize, missing: bool) -> Found {
     if !known.contains(route) {
         if missing {
-            return Route::Unknown;
+            return Found::Unknown;
         }
         if known.len() >= max {
-            return Route::Overflow;
+            return Found::Overflow;
         }
         known.insert(route.into());
     }
-    Route::Folded(route)
+    Found::Folded
 }
 
 fn service_of<'a>(
@@ -343,6 +447,58 @@ mod tests {
             folded(&long.repeat(3)),
             format!("{}/{REST}", long.repeat(2))
         );
+    }
+
+    /// What was found for the last path is found for it alone, and no longer once something is learned.
+    #[test]
+    fn the_last_answer_is_for_the_same_question() {
+        let mut routes = Routes::new(2);
+        let find = |routes: &mut Routes, service: &str, method: &str, path: &str, missing| {
+            let found = routes.find(service, method, path, path, missing);
+            (found.name().map(str::to_owned), found.source())
+        };
+        let folded = |name: &str| (Some(name.to_owned()), Some("folded"));
+        for _ in 0..2 {
+            assert_eq!(find(&mut routes, "a", "GET", "/x/1", true), (None, None));
+        }
+        for path in ["/x/1", "/x/1", "/x/2"] {
+            assert_eq!(
+                find(&mut routes, "a", "GET", path, false),
+                folded("/x/{id}")
+            );
+        }
+        assert_eq!(
+            find(&mut routes, "a", "GET", "/x/2", true),
+            folded("/x/{id}")
+        );
+        assert_eq!(find(&mut routes, "b", "GET", "/x/2", true), (None, None));
+        assert_eq!(
+            find(&mut routes, "a", "GET", "/x/2", false),
+            folded("/x/{id}")
+        );
+        assert_eq!(
+            routes.find_known("a", "/docker/{name}", false),
+            Route::Folded("/docker/{name}")
+        );
+        assert_eq!(
+            find(&mut routes, "a", "GET", "/x/2", false),
+            folded("/x/{id}")
+        );
+        let templates = ["/x/{n}", "/x/{m}"].into_iter().filter_map(Template::new);
+        routes.learn("a", templates);
+        let learned = (Some("/x/{n}".to_owned()), Some("learned"));
+        for _ in 0..2 {
+            assert_eq!(find(&mut routes, "a", "GET", "/x/2", false), learned);
+        }
+        let patterns = vec![Pattern {
+            service: None,
+            templates: Template::new("/x/{p}").into_iter().collect(),
+        }];
+        routes.configure(2, patterns);
+        let configured = (Some("/x/{p}".to_owned()), Some("configured"));
+        for _ in 0..2 {
+            assert_eq!(find(&mut routes, "a", "GET", "/x/2", false), configured);
+        }
     }
 
     /// A service's own templates come before folding, in their order.

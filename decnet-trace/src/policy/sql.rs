@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
+use smol_str::SmolStr;
 
 /// The most texts whose sanitised forms are kept.
 const CACHE_MAX: usize = 4096;
@@ -19,11 +20,11 @@ const NAME_MAX: usize = 128;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sanitised {
     /// The text without its literals and comments.
-    pub text: String,
+    pub text: SmolStr,
     /// What it does: its first keyword, or that of the statement behind `WITH`.
     pub operation: Option<&'static str>,
     /// The one table that it is about; `None` where there are several.
-    pub collection: Option<String>,
+    pub collection: Option<SmolStr>,
 }
 
 /// Sanitised texts, by what they were made of.
@@ -135,8 +136,10 @@ pub fn sanitise(sql: &str) -> Sanitised {
     let main = main_statement(&tokens);
     Sanitised {
         operation: main.and_then(|at| operation(&tokens[at])),
-        collection: main.and_then(|at| collection(&tokens, at)),
-        text: text(&tokens),
+        collection: main
+            .and_then(|at| collection(&tokens, at))
+            .map(SmolStr::from),
+        text: text(&tokens).into(),
     }
 }
 

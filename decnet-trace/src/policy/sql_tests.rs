@@ -10,7 +10,7 @@ fn parts(sql: &str) -> (String, Option<&'static str>, Option<String>) {
         operation,
         collection,
     } = sanitise(sql);
-    (text, operation, collection)
+    (text.into(), operation, collection.map(Into::into))
 }
 
 fn check(sql: &str, text: &str, operation: &'static str, collection: Option<&str>) {

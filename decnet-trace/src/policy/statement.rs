@@ -3,6 +3,8 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use smol_str::{SmolStr, ToSmolStr as _, format_smolstr};
+
 use super::{
     Link,
     rules::{Place, Rules},
@@ -11,6 +13,7 @@ use super::{
 use crate::{
     correlate::statement::Statement,
     span::{Attribute, Status, Value},
+    text,
 };
 
 /// The value of `db.system.name`.
@@ -62,19 +65,27 @@ impl<'a> Facts<'a> {
         self.rules.apply(Place::Statement, text)
     }
 
+    /// The same, shared with those who have it already where no rule changes it.
+    fn shown(&self, text: &SmolStr) -> SmolStr {
+        match self.ruled(text) {
+            Cow::Borrowed(_) => text.clone(),
+            Cow::Owned(ruled) => ruled.into(),
+        }
+    }
+
     /// What is done, and to which table: of low cardinality.
-    pub(super) fn name(&self) -> Cow<'static, str> {
+    pub(super) fn name(&self) -> SmolStr {
         let Some(Sanitised {
             operation: Some(operation),
             collection,
             ..
         }) = self.sql.as_deref()
         else {
-            return Cow::Borrowed(SYSTEM);
+            return SmolStr::new_static(SYSTEM);
         };
         match collection {
-            Some(collection) => Cow::Owned(format!("{operation} {}", self.ruled(collection))),
-            None => Cow::Borrowed(operation),
+            Some(collection) => format_smolstr!("{operation} {}", self.ruled(collection)),
+            None => SmolStr::new_static(operation),
         }
     }
 
@@ -96,40 +107,40 @@ impl<'a> Facts<'a> {
 
     pub(super) const fn status(&self) -> Status {
         match self.statement.error {
-            Some(_) => Status::Error(Cow::Borrowed("")),
+            Some(_) => Status::Error(SmolStr::new_static("")),
             None => Status::Unset,
         }
     }
 
     pub(super) fn attributes(&self, link: Link) -> Vec<Attribute> {
         let mut out: Vec<Attribute> = Vec::with_capacity(ATTRIBUTES);
-        let mut text = |name, value: Cow<'static, str>| out.push((name, Value::Str(value)));
+        let mut put = |name, value| out.push((name, Value::Str(value)));
         let statement = self.statement;
-        text("db.system.name", SYSTEM.into());
+        put("db.system.name", SmolStr::new_static(SYSTEM));
         if let Some(database) = &statement.database {
-            text("db.namespace", database.to_string().into());
+            put("db.namespace", Arc::clone(database).into());
         }
         if let Some(sql) = self.sql.as_deref() {
-            let end = if statement.cut { "..." } else { "" };
-            text(
+            let query = self.shown(&sql.text);
+            put(
                 "db.query.text",
-                format!("{}{end}", self.ruled(&sql.text)).into(),
+                match statement.cut {
+                    true => format_smolstr!("{query}..."),
+                    false => query,
+                },
             );
             if let Some(operation) = sql.operation {
-                text("db.operation.name", operation.into());
+                put("db.operation.name", SmolStr::new_static(operation));
             }
             if let Some(collection) = &sql.collection {
-                text(
-                    "db.collection.name",
-                    self.ruled(collection).into_owned().into(),
-                );
+                put("db.collection.name", self.shown(collection));
             }
         }
         if let Some(code) = statement.error {
-            text("db.response.status_code", code.to_string().into());
-            text("error.type", error_name(code));
+            put("db.response.status_code", code.to_smolstr());
+            put("error.type", text::of(error_name(code)));
         }
-        text("decnet.link", link.as_str().into());
+        put("decnet.link", SmolStr::new_static(link.as_str()));
         if let Some(rows) = statement.rows.filter(|_| self.returns_rows()) {
             out.push(("db.response.returned_rows", int(rows)));
         }

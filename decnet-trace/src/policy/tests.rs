@@ -59,10 +59,7 @@ pub(crate) fn resource() -> Arc<Resource> {
     Arc::new(Resource {
         tgid: 7,
         service_name: "shop".into(),
-        attributes: vec![(
-            Cow::Borrowed("service.name"),
-            Value::Str(Cow::Borrowed("shop")),
-        )],
+        attributes: vec![("service.name".into(), Value::Str("shop".into()))],
     })
 }
 
@@ -109,7 +106,7 @@ fn a_served_request() {
     assert_eq!(span.kind, SpanKind::Server);
     assert_eq!(span.status, Status::Unset);
     assert_eq!((span.start, span.end), (1_001_000, 1_002_000));
-    let str = |text: &str| Value::Str(Cow::Owned(text.to_owned()));
+    let str = |text: &str| Value::Str(text.into());
     let mut want = vec![
         ("http.request.method", str("POST")),
         ("url.scheme", str("http")),

@@ -2,11 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{borrow::Cow, fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use proptest::prelude::*;
 use rusqlite::Connection;
 use serde_json::{Value as Json, json};
+use smol_str::SmolStr;
 
 use super::{
     reader::{Filter, Order, Reader},
@@ -46,7 +47,7 @@ fn open(config: &StoreConfig, seconds: u64) -> Store {
 
 /// A request with a trace of its own, the `n`th, as the policy makes them.
 fn request(n: u64, resource: &Arc<Resource>) -> Span {
-    let text = |text: &'static str| Value::Str(Cow::Borrowed(text));
+    let text = |text: &'static str| Value::Str(text.into());
     Span {
         trace_id: u128::from(n + 1)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
@@ -56,14 +57,14 @@ fn request(n: u64, resource: &Arc<Resource>) -> Span {
         parent_is_remote: false,
         trace_state: Box::default(),
         trace_flags: 0,
-        name: Cow::Borrowed("GET /items/{id}"),
+        name: "GET /items/{id}".into(),
         kind: SpanKind::Server,
         start: EPOCH + n * 1_000_000,
         end: EPOCH + n * 1_000_000 + 100_000 + n % 977,
         attributes: vec![
             ("http.request.method", text("GET")),
             ("url.scheme", text("http")),
-            ("url.path", Value::Str(Cow::Owned(format!("/items/{n}")))),
+            ("url.path", Value::Str(format!("/items/{n}").into())),
             ("http.route", text("/items/{id}")),
             ("http.response.status_code", Value::Int(200)),
             ("server.address", text("127.0.0.1")),
@@ -126,11 +127,11 @@ const NAMES: [&str; 14] = [
 
 fn value() -> impl Strategy<Value = Value> {
     prop_oneof![
-        ".{0,12}".prop_map(|text| Value::Str(Cow::Owned(text))),
+        ".{0,12}".prop_map(|text| Value::Str(text.into())),
         any::<i64>().prop_map(Value::Int),
         any::<i32>().prop_map(|n| Value::Float(f64::from(n) / 8.0)),
         any::<bool>().prop_map(Value::Bool),
-        prop::collection::vec("[a-z]{0,4}".prop_map(Cow::Owned), 0..3).prop_map(Value::StrList),
+        prop::collection::vec("[a-z]{0,4}".prop_map(SmolStr::from), 0..3).prop_map(Value::StrList),
     ]
 }
 
@@ -170,7 +171,7 @@ fn any_span() -> impl Strategy<Value = Span> {
                     parent_is_remote: parent.is_some_and(|parent| parent > 4),
                     trace_state: state.into(),
                     trace_flags: 0,
-                    name: Cow::Owned(name),
+                    name: name.into(),
                     kind: if server {
                         SpanKind::Server
                     } else {
@@ -179,7 +180,7 @@ fn any_span() -> impl Strategy<Value = Span> {
                     start: EPOCH + start,
                     end: EPOCH + start + took,
                     attributes,
-                    status: error.map_or(Status::Unset, |error| Status::Error(Cow::Owned(error))),
+                    status: error.map_or(Status::Unset, |error| Status::Error(error.into())),
                     resource: resource(["a", "b", "c"][usize::from(of)]),
                 }
             },
@@ -262,8 +263,8 @@ proptest! {
                 start: EPOCH + start * SECOND,
                 // Durations differ, so that there is one order.
                 end: EPOCH + start * SECOND + took * 1000 + n as u64,
-                attributes: vec![("http.route", Value::Str(Cow::Borrowed(routes[at])))],
-                status: if failed { Status::Error(Cow::Borrowed("")) } else { Status::Unset },
+                attributes: vec![("http.route", Value::Str(routes[at].into()))],
+                status: if failed { Status::Error("".into()) } else { Status::Unset },
                 ..request(n as u64, &resources[of])
             })
             .collect();

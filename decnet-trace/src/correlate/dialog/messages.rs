@@ -59,7 +59,14 @@ impl Dialog {
             return;
         }
         conn.requests = conn.requests.wrapping_add(1);
-        let mut open = Open::new(request, role, &self.tuple, conn.requests, &origin.stamp);
+        let mut open = Open::new(
+            request,
+            role,
+            &self.tuple,
+            conn.requests,
+            &origin.stamp,
+            cx.texts,
+        );
         open.exchange.request_bytes = origin.len;
         wanted::take(
             &cx.wanted.request,

@@ -195,7 +195,7 @@ fn point(series: &Series, start: u64, now: u64, read: u64) -> ExponentialHistogr
             .iter()
             .map(|(name, kept)| {
                 let value = match kept.value() {
-                    SeriesValue::Text(text) => Value::Str(text.to_owned().into()),
+                    SeriesValue::Text(text) => Value::Str(text.into()),
                     SeriesValue::Int(n) => Value::Int(n),
                     SeriesValue::Bool(b) => Value::Bool(b),
                 };

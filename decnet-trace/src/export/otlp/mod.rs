@@ -28,7 +28,7 @@ pub use config::{Compression, Headers, Instead, OtlpConfig, Protocol};
 pub(super) use stop::Stop;
 
 use super::{
-    convert,
+    protobuf,
     queue::{Queue, spans_in},
 };
 use crate::{
@@ -217,7 +217,7 @@ async fn send_spans(mut sender: Sender, queue: Arc<Queue>) {
     while let Some(batches) = queue.next().await {
         let spans = spans_in(&batches);
         // Built for each attempt: the spans themselves are what is kept.
-        let request = || convert::request(&batches);
+        let request = || protobuf::request(&batches);
         let retry_for = sender.config.retry_for;
         let fate = sender
             .deliver::<Traces>(request, spans, retry_for, &*queue)

@@ -4,8 +4,10 @@
 use opentelemetry_proto::tonic::collector::{
     logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse},
     metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse},
-    trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
+    trace::v1::ExportTraceServiceResponse,
 };
+
+use crate::export::protobuf::Encoded;
 
 /// A signal of OTLP.
 pub(super) trait Signal {
@@ -32,7 +34,7 @@ pub(super) struct Metrics;
 pub(super) struct Logs;
 
 impl Signal for Traces {
-    type Request = ExportTraceServiceRequest;
+    type Request = Encoded;
     type Response = ExportTraceServiceResponse;
     const HTTP_PATH: &'static str = "/v1/traces";
     const GRPC_PATH: &'static str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";

@@ -8,18 +8,18 @@ use super::head::HeaderLines;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Text<'a>(pub &'a [u8]);
 
-impl Text<'_> {
-    /// The value on one line, with what is not UTF-8 replaced, and no longer than `max` bytes.
-    pub fn to_text(self, max: usize) -> Box<str> {
-        let raw = self.unfolded();
-        // A character of UTF-8 has at most four bytes: what lies further back cannot be needed.
-        let raw = &raw[..raw.len().min(max.saturating_add(4))];
-        let text = String::from_utf8_lossy(raw);
-        text[..text.floor_char_boundary(max)].into()
+impl<'a> Text<'a> {
+    /// The value on one line, with what is not UTF-8 replaced, and no longer than `max` bytes. A copy only
+    /// where it is folded, or not UTF-8.
+    pub fn to_text(self, max: usize) -> Cow<'a, str> {
+        match self.unfolded() {
+            Cow::Borrowed(raw) => lossy(raw, max),
+            Cow::Owned(raw) => Cow::Owned(lossy(&raw, max).into_owned()),
+        }
     }
 
     /// The value with each fold replaced by one space (RFC 9112 §5.2).
-    fn unfolded(&self) -> Cow<'_, [u8]> {
+    fn unfolded(self) -> Cow<'a, [u8]> {
         if memchr::memchr(b'\n', self.0).is_none() {
             return Cow::Borrowed(self.0);
         }
@@ -32,6 +32,18 @@ impl Text<'_> {
             out.extend_from_slice(line);
         }
         Cow::Owned(out)
+    }
+}
+
+fn lossy(raw: &[u8], max: usize) -> Cow<'_, str> {
+    // A character of UTF-8 has at most four bytes: what lies further back cannot be needed.
+    let raw = &raw[..raw.len().min(max.saturating_add(4))];
+    match String::from_utf8_lossy(raw) {
+        Cow::Borrowed(text) => Cow::Borrowed(&text[..text.floor_char_boundary(max)]),
+        Cow::Owned(mut text) => {
+            text.truncate(text.floor_char_boundary(max));
+            Cow::Owned(text)
+        }
     }
 }
 
