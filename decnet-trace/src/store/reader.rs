@@ -22,6 +22,10 @@ pub const TRACE_SPANS_MAX: usize = 10_000;
 /// How long a minute is, in nanoseconds, with a second for when it began late.
 const MINUTE: u64 = 61_000_000_000;
 
+/// By how much a minute may have begun before the first span was stored in it, in nanoseconds, and the clocks of
+/// spans may differ from the store's.
+const LATE: i64 = 2_000_000_000;
+
 /// A store that is read.
 pub struct Reader {
     connection: Connection,
@@ -49,7 +53,7 @@ pub struct Filter {
 /// In which order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// The one that ended last comes first.
+    /// The one that began last comes first.
     Last,
     /// The slowest comes first.
     Slowest,
@@ -284,37 +288,58 @@ impl Reader {
         };
         let mut statement = self.connection.prepare_cached(sql)?;
         let mut rows = statement.query([wanted.ids.start()])?;
-        let mut found = Vec::new();
-        while found.len() < wanted.count
-            && let Some(row) = rows.next()?
-        {
-            if wanted.has(row.get(2)?) && wanted.is_recent(row.get(1)?) {
-                found.push(row.get(0)?);
+        let mut latest = Latest::new(wanted.count);
+        let mut minutes = self.minutes()?.into_iter().peekable();
+        while let Some(row) = rows.next()? {
+            let (id, start) = (row.get(0)?, row.get(1)?);
+            if latest.is_complete(id, &mut minutes) {
+                break;
+            }
+            if wanted.has(row.get(2)?) && wanted.is_recent(start) {
+                latest.add(start, id);
             }
         }
-        self.spans(&found)
+        self.spans(&latest.ids())
+    }
+
+    /// The minutes in which something was stored, the last one first: the first span of each, and a time after
+    /// which none of those before it began.
+    fn minutes(&self) -> Result<Vec<(i64, i64)>> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT first_span, start FROM minutes ORDER BY id")?;
+        let mut rows = statement.query([])?;
+        let mut found = Vec::new();
+        let mut latest = 0;
+        while let Some(row) = rows.next()? {
+            // The wall clock may have been set back.
+            latest = row.get::<_, i64>(1)?.max(latest);
+            found.push((row.get(0)?, latest.saturating_add(LATE)));
+        }
+        found.reverse();
+        Ok(found)
     }
 
     fn last_of_operations(&self, wanted: &Wanted<'_>) -> Result<Vec<StoredSpan>> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT id FROM spans INDEXED BY spans_by_operation \
-             WHERE operation = ?1 AND id >= ?2 AND start >= ?3 ORDER BY id DESC LIMIT ?4",
+            "SELECT id, start FROM spans INDEXED BY spans_by_operation \
+             WHERE operation = ?1 AND id >= ?2 AND start >= ?3 ORDER BY id DESC",
         )?;
-        let mut found: Vec<i64> = Vec::new();
+        let mut latest = Latest::new(wanted.count);
+        let minutes = self.minutes()?;
         for operation in wanted.operations.into_iter().flatten() {
-            let parameters = params![
-                operation,
-                wanted.ids.start(),
-                signed(wanted.filter.since),
-                wanted.count as i64
-            ];
-            for id in statement.query_map(parameters, |row| row.get(0))? {
-                found.push(id?);
+            let since = signed(wanted.filter.since);
+            let mut rows = statement.query(params![operation, wanted.ids.start(), since])?;
+            let mut minutes = minutes.iter().copied().peekable();
+            while let Some(row) = rows.next()? {
+                let id = row.get(0)?;
+                if latest.is_complete(id, &mut minutes) {
+                    break;
+                }
+                latest.add(row.get(1)?, id);
             }
         }
-        found.sort_unstable_by(|a, b| b.cmp(a));
-        found.truncate(wanted.count);
-        self.spans(&found)
+        self.spans(&latest.ids())
     }
 
     /// Each bucket's requests from the slowest on, as long as they may be among those asked for.
@@ -354,6 +379,48 @@ impl Reader {
         }
         let ids: Vec<i64> = found.into_iter().rev().map(|(_, id)| id).collect();
         self.spans(&ids)
+    }
+}
+
+/// The requests that began last, of those that are looked through, the last to come first. They came in the order of
+/// their ends, or later: one that is long, or waited for its place in a trace.
+struct Latest {
+    count: usize,
+    found: BTreeSet<(i64, i64)>,
+}
+
+impl Latest {
+    const fn new(count: usize) -> Self {
+        Self {
+            count,
+            found: BTreeSet::new(),
+        }
+    }
+
+    fn add(&mut self, start: i64, id: i64) {
+        self.found.insert((start, id));
+        if self.found.len() > self.count {
+            self.found.pop_first();
+        }
+    }
+
+    /// Whether neither this span nor any that came before it can be among them.
+    fn is_complete(
+        &self,
+        id: i64,
+        minutes: &mut std::iter::Peekable<impl Iterator<Item = (i64, i64)>>,
+    ) -> bool {
+        let mut began_before = i64::MAX;
+        while let Some((_, end)) = minutes.next_if(|(first_span, _)| id < *first_span) {
+            began_before = end;
+        }
+        let first = self.found.first();
+        self.found.len() >= self.count && first.is_none_or(|(start, _)| *start >= began_before)
+    }
+
+    /// The last one first.
+    fn ids(&self) -> Vec<i64> {
+        self.found.iter().rev().map(|(_, id)| *id).collect()
     }
 }
 

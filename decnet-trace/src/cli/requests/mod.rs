@@ -53,7 +53,7 @@ pub(super) struct RequestsArgs {
     #[command(subcommand)]
     verb: Option<Verb>,
 
-    /// The last requests, the last of them at the end [default: 10].
+    /// The requests that began last, the last of them at the end [default: 10].
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "10", conflicts_with = "slowest",
         value_parser = clap::value_parser!(u64).range(1..=COUNT_MAX))]
     last: Option<u64>,
