@@ -28,6 +28,7 @@ use super::{
     btf::KernelBtf,
     object,
     offsets::{Resolved, resolve_offsets},
+    probes::{ProcessProbes, Undo},
     threads::ThreadLister,
     tracefs::with_tracefs,
     unwind::{CHUNK_BYTES, UnwindMaps},
@@ -112,6 +113,7 @@ pub struct Bpf {
     /// The layouts in the map, by index.
     known_layouts: Vec<PyLayout>,
     pub(super) sqlites: Array<MapData, SqliteLayout>,
+    pub(super) undo: Undo,
 }
 
 /// An attachment, which ends when this is dropped.
@@ -121,21 +123,6 @@ pub(super) enum Link {
     Syscall(TracePointLink),
     Sample(PerfEventLink),
     Probe(UProbeLink),
-}
-
-/// Attachments to one process, which end when this is dropped.
-pub struct ProcessProbes(#[expect(dead_code, reason = "held for its drop alone")] Vec<Link>);
-
-impl ProcessProbes {
-    pub(super) const fn new(links: Vec<Link>) -> Self {
-        Self(links)
-    }
-
-    /// Those of a process in which nothing is watched.
-    #[cfg(test)]
-    pub(crate) const fn none() -> Self {
-        Self(Vec::new())
-    }
 }
 
 /// What one program has cost since it was loaded, while run-time statistics were on.
@@ -250,6 +237,7 @@ impl Bpf {
             layouts: take_map(&mut ebpf, "PY_LAYOUTS")?,
             known_layouts: Vec::new(),
             sqlites: take_map(&mut ebpf, "SQLITE_LAYOUTS")?,
+            undo: Undo::start(),
             ebpf,
         })
     }
@@ -360,7 +348,7 @@ impl Bpf {
                 .map_err(|error| refused(&format!("attach {name} to process {pid}"), &error))?;
             links.push(Link::Probe(link));
         }
-        Ok(ProcessProbes(links))
+        Ok(self.undo.of(links))
     }
 
     /// A lister of the traced processes' threads.

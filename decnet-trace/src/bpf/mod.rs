@@ -5,6 +5,7 @@ pub mod features;
 pub mod load;
 pub mod object;
 pub mod offsets;
+pub mod probes;
 mod sampling;
 mod statements;
 pub mod threads;

@@ -8,7 +8,10 @@ use aya::programs::{
 };
 use decnet_trace_common::sqlite::SqliteLayout;
 
-use super::load::{Bpf, Link, ProcessProbes, program, refused};
+use super::{
+    load::{Bpf, Link, program, refused},
+    probes::ProcessProbes,
+};
 use crate::{
     error::{Error, Result},
     sqlite::Library,
@@ -97,6 +100,6 @@ impl Bpf {
                 .map_err(|error| refused(&format!("attach {name} to process {pid}"), &error))?;
             links.push(Link::Probe(link));
         }
-        Ok(ProcessProbes::new(links))
+        Ok(self.undo.of(links))
     }
 }

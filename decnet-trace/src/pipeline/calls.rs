@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    bpf::load::ProcessProbes,
+    bpf::probes::ProcessProbes,
     correlate::{
         Correlator,
         attribution::{Attribution, Call, RequestId, Served},

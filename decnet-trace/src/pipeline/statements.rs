@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::worker::Worker;
 use crate::{
-    bpf::load::{Bpf, ProcessProbes},
+    bpf::{load::Bpf, probes::ProcessProbes},
     correlate::statements::Statements,
     error::Result,
     python::ProcessMemory,

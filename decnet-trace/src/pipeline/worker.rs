@@ -281,7 +281,7 @@ impl Worker {
             let found = self.round(now)?;
             self.decoder.tick(now);
             round = next_round(round, found);
-            self.follow();
+            self.follow()?;
             if let Ok(reload) = self.reloaded.try_recv() {
                 self.reload(reload);
             }
@@ -309,9 +309,7 @@ impl Worker {
         }
         // Between taking records and looking at them: a loss is noticed before what follows it is paired. A
         // ring that is full is not empty.
-        if taken > 0 {
-            self.notice_losses()?;
-        }
+        let lossy = taken > 0 && self.notice_losses()?;
         let Self {
             ingest,
             decoder,
@@ -324,17 +322,22 @@ impl Worker {
             wall.hand_on(|bytes| decoder.record(bytes, discovery.as_ref()))
         });
         ingest.hand_on(horizon, |bytes| decoder.record(bytes, discovery.as_ref()));
+        if lossy {
+            // What a full ring held is older than what it lost.
+            self.events_lost();
+        }
         // Few of these may wait.
         Ok(taken + waiting * ROUND_BYTES)
     }
 
     /// Does what the discovery thread found out.
-    fn follow(&mut self) {
+    fn follow(&mut self) -> Result<()> {
         let findings: Vec<_> = self
             .discovery
             .iter()
             .flat_map(DiscoveryThread::findings)
             .collect();
+        let mut since = Instant::now();
         for finding in findings {
             match finding {
                 Finding::Change(change) => self.apply(&change),
@@ -361,8 +364,14 @@ impl Worker {
                 }
                 Finding::Sqlite(mapped) => self.watch_statements(&mapped),
             }
+            // Attaching takes the kernel its time, in which the rings must not fill up.
+            if since.elapsed() > ROUND {
+                self.round(monotonic())?;
+                since = Instant::now();
+            }
         }
         self.learn_databases();
+        Ok(())
     }
 
     /// Hands over a profile of the stretch of time that has ended.
@@ -448,10 +457,11 @@ impl Worker {
         }
     }
 
-    /// Where records were lost, what is half-seen must not be paired wrongly.
-    fn notice_losses(&mut self) -> Result<()> {
+    /// Where records were lost, what is half-seen must not be paired wrongly. Whether some were.
+    fn notice_losses(&mut self) -> Result<bool> {
         let lost = self.bpf.count(Counter::RingFull)? + self.bpf.count(Counter::NoRing)?;
-        if lost > self.ring_lost {
+        let is_more = lost > self.ring_lost;
+        if is_more {
             warn!(
                 "{} records were lost because a ring was full; requests under way are dropped",
                 lost - self.ring_lost
@@ -459,7 +469,7 @@ impl Worker {
             self.ring_lost = lost;
             self.events_lost();
         }
-        Ok(())
+        Ok(is_more)
     }
 
     /// What is half-seen may be paired wrongly, and is dropped.
@@ -536,7 +546,7 @@ impl Worker {
         self.decoder
             .correlator
             .finish(now, &mut self.decoder.exchanges);
-        self.follow();
+        self.follow()?;
         self.forward(now, true);
         let duration = self.started.elapsed();
         if let Some(interval) = &mut self.interval {
