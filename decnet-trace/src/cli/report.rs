@@ -14,10 +14,14 @@ use crate::{
         top::{self, Function},
     },
     telemetry::log,
+    unwind::Lack,
 };
 
 /// How many functions are listed at the end.
 const FUNCTIONS: usize = 10;
+
+/// How many processes a line names.
+const PIDS: usize = 5;
 
 /// A line that is overwritten once a second, on a terminal only.
 pub(super) struct Progress {
@@ -103,28 +107,46 @@ pub(super) fn report(
 
 /// What the unwind tables took, where there were any; why not, where there should have been.
 fn unwinding(unwinding: &Unwinding) -> String {
-    let held = match unwinding {
+    let tables = match unwinding {
         Unwinding::FramePointers => return String::new(),
         Unwinding::Refused(why) => {
             return format!("native frames by frame pointers alone: {why}\n");
         }
-        Unwinding::Tables(tables) => tables.held(),
+        Unwinding::Tables(tables) => tables,
     };
+    let held = tables.held();
     let mut text = format!(
-        "unwind tables: {} rows of {} files in {:.1} MiB of the kernel's memory",
+        "unwind tables: {} rows of {} files in {:.1} MiB of the kernel's memory\n",
         held.rows,
         held.files,
         held.bytes as f64 / f64::from(1 << 20),
     );
-    if held.refused > 0 {
-        let _ = write!(
+    lacking(&tables.lacks(), &mut text);
+    text
+}
+
+/// Whose native frames were followed by frame pointers for want of tables, a line for each reason.
+fn lacking(lacks: &[(u32, Lack)], text: &mut String) {
+    for (at, (_, lack)) in lacks.iter().enumerate() {
+        if lacks[..at].iter().any(|(_, earlier)| earlier == lack) {
+            continue;
+        }
+        let pids: Vec<_> = lacks.iter().filter(|(_, other)| other == lack).collect();
+        let named: Vec<_> = pids
+            .iter()
+            .take(PIDS)
+            .map(|(pid, _)| pid.to_string())
+            .collect();
+        let more = match pids.len().saturating_sub(PIDS) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let _ = writeln!(
             text,
-            "; {} found no room and were followed by frame pointers (--unwind-memory)",
-            held.refused
+            "frame pointers for code without tables in pid {}{more}: {lack}",
+            named.join(", ")
         );
     }
-    text.push('\n');
-    text
 }
 
 /// `1940 samples, 3 outside Python, 0 lost`
@@ -203,6 +225,26 @@ mod tests {
         table(&many, profile.total(), true, &mut text);
         assert_eq!(text.lines().count(), 1 + FUNCTIONS);
         assert!(text.contains("\x1b[1m"));
+    }
+
+    /// Who lacks unwind tables is named, some of many, in a line for each reason that says what to do.
+    #[test]
+    fn lacking_tables_are_told() {
+        let mut lacks: Vec<_> = (1..=7).map(|pid| (pid, Lack::Memory(1 << 20))).collect();
+        lacks.insert(3, (100, Lack::Processes));
+        let mut text = String::new();
+        lacking(&lacks, &mut text);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert_eq!(
+            lines[0],
+            "frame pointers for code without tables in pid 1, 2, 3, 4, 5 and 2 more: \
+             the 1.0 MiB for unwind tables are used up; allow more with --unwind-memory"
+        );
+        assert!(lines[1].contains("in pid 100: 1024 processes"), "{text}");
+        let mut none = String::new();
+        lacking(&[], &mut none);
+        assert!(none.is_empty());
     }
 
     /// What could not be read is told where there is any.

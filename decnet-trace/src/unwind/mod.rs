@@ -3,6 +3,7 @@
 //!
 //! A thread of its own reads the files that recorded processes map, and follows what they map meanwhile.
 
+mod lack;
 mod pages;
 pub mod rows;
 mod tables;
@@ -18,6 +19,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+pub use lack::Lack;
 use rustc_hash::FxHashMap;
 pub use tables::Held;
 use tables::{Maps, Tables};
@@ -57,8 +59,15 @@ enum Request {
 
 #[derive(Debug, Default)]
 struct Shared {
-    held: Mutex<Held>,
+    told: Mutex<Told>,
     lost: AtomicU64,
+}
+
+/// What the thread tells.
+#[derive(Debug, Default)]
+struct Told {
+    held: Held,
+    lacks: Vec<(u32, Lack)>,
 }
 
 impl Client {
@@ -88,7 +97,12 @@ impl Client {
 
     /// What is held.
     pub fn held(&self) -> Held {
-        *self.shared.lock()
+        self.shared.lock().held
+    }
+
+    /// Which processes lack tables, in part or wholly, and why: the first 64 of them, each with its first reason.
+    pub fn lacks(&self) -> Vec<(u32, Lack)> {
+        self.shared.lock().lacks.clone()
     }
 
     /// What is held and was not, by name.
@@ -119,8 +133,8 @@ impl Client {
 
 impl Shared {
     /// A panic while it was locked cannot have left it half-changed: each change is one call.
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -210,7 +224,12 @@ impl<M: Maps> Worker<M> {
                 self.read(tgid);
             }
             let held = self.tables.held();
-            *self.shared.lock() = held;
+            let lacks = self.tables.lacks();
+            let mut told = self.shared.lock();
+            told.held = held;
+            if told.lacks.len() != lacks.len() {
+                told.lacks = lacks.to_vec();
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use tracing::debug;
 
 use super::{
+    lack::{Lack, Lacks},
     pages::{Pages, Run},
     rows::{NoTable, Table},
 };
@@ -107,6 +108,7 @@ pub(super) struct Tables<M> {
     vdso: Option<Mapping>,
     segments: Box<Segments>,
     held: Held,
+    lacks: Lacks,
 }
 
 impl<M: Maps> Tables<M> {
@@ -125,7 +127,13 @@ impl<M: Maps> Tables<M> {
                 all: [Segment::default(); SEGMENTS_MAX + 1],
             }),
             held: Held::default(),
+            lacks: Lacks::default(),
         }
+    }
+
+    /// Which processes lack tables, and why.
+    pub(super) fn lacks(&self) -> &[(u32, Lack)] {
+        self.lacks.all()
     }
 
     /// What is held now.
@@ -150,8 +158,14 @@ impl<M: Maps> Tables<M> {
         if first {
             let lists = self.processes.len() as u64 + 1;
             let bytes = u64::from(self.pages.chunks()) * CHUNK_BYTES + lists * SEGMENTS_BYTES;
-            if lists > u64::from(UNWOUND_MAX) || bytes > self.memory {
+            let is_full = lists > u64::from(UNWOUND_MAX);
+            if is_full || bytes > self.memory {
                 self.held.left_out += 1;
+                let lack = match is_full {
+                    true => Lack::Processes,
+                    false => Lack::Memory(self.memory),
+                };
+                self.lacks.add(tgid, lack);
                 return;
             }
             self.processes.insert(tgid, FxHashSet::default());
@@ -174,6 +188,7 @@ impl<M: Maps> Tables<M> {
         }
         if all.len() > SEGMENTS_MAX {
             self.held.left_out += (all.len() - SEGMENTS_MAX) as u64;
+            self.lacks.add(tgid, Lack::Segments);
             all.truncate(SEGMENTS_MAX);
         }
         self.segments.len = all.len() as u64;
@@ -181,6 +196,7 @@ impl<M: Maps> Tables<M> {
         if let Err(error) = self.maps.set_segments(tgid, &self.segments) {
             debug!("no unwind tables for pid {tgid}: {error}");
             self.held.left_out += 1;
+            self.lacks.add(tgid, Lack::refused(&error));
         }
         // Only now does nobody use those that it no longer maps.
         let before = self.processes.insert(tgid, wanted).unwrap_or_default();
@@ -217,13 +233,21 @@ impl<M: Maps> Tables<M> {
         if !self.modules.contains_key(&key) {
             if self.modules.len() >= FILES_MAX && !self.evict() {
                 self.held.refused += 1;
+                self.lacks.add(tgid, Lack::Files(FILES_MAX));
                 return None;
             }
             let table = match &path {
                 Some(path) => Table::read(path),
                 None => self.vdso_table(),
             };
-            let module = self.load(table, mapping)?;
+            let module = match self.load(table, mapping) {
+                Ok(module) => module,
+                Err(lack) => {
+                    self.held.refused += 1;
+                    self.lacks.add(tgid, lack);
+                    return None;
+                }
+            };
             self.modules.insert(key, module);
         }
         let Entry::Occupied(mut entry) = self.modules.entry(key) else {
@@ -235,8 +259,12 @@ impl<M: Maps> Tables<M> {
         Some(key)
     }
 
-    /// Hands a table to the kernel side; `None` where there is no room.
-    fn load(&mut self, table: Result<Table, NoTable>, mapping: &Mapping) -> Option<Module> {
+    /// Hands a table to the kernel side.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room, or the kernel refuses.
+    fn load(&mut self, table: Result<Table, NoTable>, mapping: &Mapping) -> Result<Module, Lack> {
         let mut table = table.unwrap_or_else(|why| {
             debug!("{:?} {why}", mapping.backing);
             Table::default()
@@ -256,10 +284,7 @@ impl<M: Maps> Tables<M> {
             match self.pages.take(rows.len(), chunks) {
                 Some(runs) => break runs,
                 None if self.evict() => {}
-                None => {
-                    self.held.refused += 1;
-                    return None;
-                }
+                None => return Err(Lack::Memory(self.memory)),
             }
         };
         let mut rest = rows.as_slice();
@@ -268,13 +293,12 @@ impl<M: Maps> Tables<M> {
             rest = behind;
             if let Err(error) = self.maps.write(run.chunk, run.first_row(), part) {
                 debug!("no unwind table for {:?}: {error}", mapping.backing);
-                self.held.refused += 1;
                 // Of this file nothing is in use.
                 for &run in &runs[at..] {
                     self.pages.give_back(run);
                 }
                 self.give_back(&module);
-                return None;
+                return Err(Lack::refused(&error));
             }
             module.pieces.push(Piece {
                 run,
@@ -282,7 +306,7 @@ impl<M: Maps> Tables<M> {
                 pc: part.first().map_or(0, |row| row.pc),
             });
         }
-        Some(module)
+        Ok(module)
     }
 
     /// Forgets the file that no process has mapped for the longest time; whether there was one.

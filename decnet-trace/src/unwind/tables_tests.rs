@@ -10,10 +10,15 @@ use crate::symbolize::mappings;
 struct Memory {
     chunks: FxHashMap<u32, Vec<Row>>,
     lists: FxHashMap<u32, Vec<Segment>>,
+    /// Takes nothing.
+    refuses: bool,
 }
 
 impl Maps for &mut Memory {
     fn write(&mut self, chunk: u32, first: usize, rows: &[Row]) -> io::Result<()> {
+        if self.refuses {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         let room = vec![Row::default(); decnet_trace_common::unwind::CHUNK_ROWS];
         let chunk = self.chunks.entry(chunk).or_insert(room);
         chunk[first..first + rows.len()].copy_from_slice(rows);
@@ -110,6 +115,10 @@ fn memory_is_bounded() {
     tables.set(u32::MAX - 1, &all);
     tables.set(u32::MAX, &all);
     assert_eq!((tables.held().processes, tables.held().left_out), (2, 1));
+    for tgid in [OWN(), u32::MAX] {
+        let lack = (tgid, Lack::Memory(memory_max));
+        assert!(tables.lacks().contains(&lack), "{:?}", tables.lacks());
+    }
     for tgid in [OWN(), u32::MAX - 1] {
         tables.remove(tgid);
     }
@@ -120,4 +129,23 @@ fn memory_is_bounded() {
     assert_eq!(tables.held().rows, 0);
     tables.set(OWN(), &all);
     assert_eq!(tables.held().files, files);
+}
+
+/// Where the kernel refuses, the process is named with the kernel's reason, and what was taken for its tables
+/// is there for others.
+#[test]
+fn refusals_are_told() {
+    let mut memory = Memory {
+        refuses: true,
+        ..Memory::default()
+    };
+    let mut tables = Tables::new(&mut memory, 64 << 20, None);
+    tables.set(OWN(), &mappings(OWN()).unwrap());
+    assert!(tables.held().refused > 0 && tables.held().rows == 0);
+    let refused = io::Error::from(io::ErrorKind::OutOfMemory);
+    assert_eq!(tables.lacks(), [(OWN(), Lack::refused(&refused))]);
+    // Nothing of the chunks that there are is taken.
+    let chunks = tables.pages.chunks();
+    let all = chunks as usize * decnet_trace_common::unwind::CHUNK_ROWS;
+    assert!(chunks > 0 && tables.pages.take(all, chunks).is_some());
 }

@@ -9,7 +9,10 @@ use std::{
 use tempfile::TempDir;
 use xtask::bed::interpreter::pyenv;
 
-use super::support::{Recorder, Running, alone, can_run, name, on_each, program, stacks, total};
+use super::support::{
+    Recorder, Running, alone, can_run, name, on_each, program, reported, stacks, system, total,
+    with,
+};
 
 /// The native stacks of a C program are its chain of calls, whole, from `main` to the loop: with frame
 /// pointers and without them, by unwind tables; and by frame pointers alone only where there are some.
@@ -118,6 +121,29 @@ fn callbacks_stand_between_native_frames() {
         }
         assert_eq!(report.contains("unwind tables: "), shows, "{report}");
     }
+}
+
+/// Whose tables find no room is told, with what to do; there are samples all the same.
+#[test]
+fn processes_without_tables_are_named() {
+    if !can_run() {
+        return;
+    }
+    let Some(python) = system() else {
+        return;
+    };
+    let _alone = alone();
+    let running = Running::start(&python, "mix.py", &["60"]);
+    let pid = running.pid();
+    let arguments = ["--native", "--unwind-memory", "1", "-p", &pid, "-d", "1"];
+    let (stacks, report) = reported(&arguments);
+    assert!(with(&stacks, "heavy") > 10, "{stacks:?}");
+    let told = format!("frame pointers for code without tables in pid {pid}: the 1.0 MiB for");
+    let line = report.lines().find(|line| line.starts_with(&told));
+    assert!(
+        line.is_some_and(|line| line.contains("--unwind-memory")),
+        "{report}"
+    );
 }
 
 /// How the compiler is told to keep frame pointers, or not to.
