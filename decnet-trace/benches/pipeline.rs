@@ -110,6 +110,7 @@ fn main() -> Result<()> {
 fn record(pid: u32, time: Duration, path: &Path) -> Result<()> {
     let mut bpf = Bpf::load(&LoadOptions {
         ring_bytes: 8 << 20,
+        sockets: true,
         force_fallback: false,
         log: false,
         rate: 0,
@@ -133,7 +134,7 @@ fn record(pid: u32, time: Duration, path: &Path) -> Result<()> {
     target.gil_holder = python.gil_holder;
     let mut ingest = Ingest::new(bpf.take_rings())?;
     bpf.targets.insert(pid, target, 0)?;
-    bpf.attach(true)?;
+    bpf.attach()?;
     let mut file = BufWriter::new(
         File::create(path).with_context(|| format!("cannot create {}", path.display()))?,
     );

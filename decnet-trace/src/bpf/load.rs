@@ -58,6 +58,8 @@ const REASON_MAX: usize = 400;
 pub struct LoadOptions {
     /// The size of each CPU's ring, in bytes: a power of two, and a multiple of the page size.
     pub ring_bytes: u32,
+    /// Load the hooks that see socket operations. Without them processes are followed, and samples taken.
+    pub sockets: bool,
     /// Use the fallback hooks though the better ones are there.
     pub force_fallback: bool,
     /// Load the programs that say what they do.
@@ -94,7 +96,7 @@ pub struct Bpf {
     /// Dropped before the programs they belong to.
     pub(super) links: Vec<Link>,
     pub(super) ebpf: Ebpf,
-    sock_hooks: SockHooks,
+    sock_hooks: Option<SockHooks>,
     /// Whether the kernel has what [`Self::list_threads`] needs.
     threads_listed: bool,
     rate: u32,
@@ -153,7 +155,14 @@ impl Bpf {
             offsets,
             fallback_missing,
         } = resolve_offsets(&kernel).map_err(Error::unsupported)?;
-        let sock_hooks = choose_sock_hooks(&kernel, options.force_fallback, &fallback_missing)?;
+        let sock_hooks = match options.sockets {
+            true => Some(choose_sock_hooks(
+                &kernel,
+                options.force_fallback,
+                &fallback_missing,
+            )?),
+            false => None,
+        };
 
         let wake = u64::from(options.ring_bytes / 4);
         // What these maps have slots for costs memory, wanted or not.
@@ -179,17 +188,20 @@ impl Bpf {
             "sched_process_fork",
             "sched_process_exec",
             "sched_process_exit",
-            "inet_sock_set_state",
         ] {
             load_btf_tracepoint(&mut ebpf, name, &btf)?;
         }
+        if sock_hooks.is_some() {
+            load_btf_tracepoint(&mut ebpf, "inet_sock_set_state", &btf)?;
+        }
         match sock_hooks {
-            SockHooks::Tracepoints => {
+            None => {}
+            Some(SockHooks::Tracepoints) => {
                 for name in ["sock_send_length", "sock_recv_length"] {
                     load_btf_tracepoint(&mut ebpf, name, &btf)?;
                 }
             }
-            SockHooks::Syscalls => {
+            Some(SockHooks::Syscalls) => {
                 program::<TracePoint>(&mut ebpf, "sys_exit_io")?
                     .load()
                     .map_err(|error| refused("load the hook sys_exit_io", &error))?;
@@ -242,26 +254,28 @@ impl Bpf {
         })
     }
 
-    /// Attaches the hooks: processes first, so that no child of a target is missed, sockets next
-    /// (where `sockets` asks for them), samples last.
+    /// Attaches the hooks that were loaded: processes first, so that no child of a target is missed, sockets
+    /// next, samples last.
     ///
     /// # Errors
     ///
     /// When the kernel refuses one.
-    pub fn attach(&mut self, sockets: bool) -> Result<()> {
+    pub fn attach(&mut self) -> Result<()> {
         let mut names = vec![
             "sched_process_fork",
             "sched_process_exec",
             "sched_process_exit",
         ];
         let Self { ebpf, links, .. } = self;
-        if sockets {
+        if self.sock_hooks.is_some() {
             names.push("inet_sock_set_state");
         }
         match self.sock_hooks {
-            _ if !sockets => {}
-            SockHooks::Tracepoints => names.extend(["sock_send_length", "sock_recv_length"]),
-            SockHooks::Syscalls => {
+            None => {}
+            Some(SockHooks::Tracepoints) => {
+                names.extend(["sock_send_length", "sock_recv_length"]);
+            }
+            Some(SockHooks::Syscalls) => {
                 let program = program::<TracePoint>(ebpf, "sys_exit_io")?;
                 with_tracefs(|| {
                     IO_SYSCALLS.iter().try_for_each(|syscall| {
@@ -380,8 +394,8 @@ impl Bpf {
         self.links.clear();
     }
 
-    /// Which hooks see socket operations.
-    pub const fn sock_hooks(&self) -> SockHooks {
+    /// Which hooks see socket operations; `None` where none were asked for.
+    pub const fn sock_hooks(&self) -> Option<SockHooks> {
         self.sock_hooks
     }
 

@@ -346,8 +346,13 @@ pub(super) struct KernelArgs {
 }
 
 impl KernelArgs {
-    /// How to load the programs; `unwind_memory` in bytes.
-    pub(super) fn options(&self, rate: u32, unwind_memory: u64) -> Result<LoadOptions> {
+    /// How to load the programs, with those for sockets or without; `unwind_memory` in bytes.
+    pub(super) fn options(
+        &self,
+        sockets: bool,
+        rate: u32,
+        unwind_memory: u64,
+    ) -> Result<LoadOptions> {
         if !self.ring_kib.is_power_of_two() {
             return Err(Error::usage(format!(
                 "--ring-kib {} is no power of two; say 1024",
@@ -356,6 +361,7 @@ impl KernelArgs {
         }
         Ok(LoadOptions {
             ring_bytes: self.ring_kib * 1024,
+            sockets,
             force_fallback: self.force_fallback,
             log: self.bpf_log,
             rate,
@@ -395,8 +401,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     let config = Config {
         selector: args.selector(&settings)?,
         overrides: settings.overrides(),
-        load: args.kernel.options(rate, 0)?,
-        requests: true,
+        load: args.kernel.options(true, rate, 0)?,
         learn_routes: settings.routes.learn,
         lineage: args.lineage(),
         queues: !args.no_queues,

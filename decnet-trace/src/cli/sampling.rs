@@ -148,8 +148,9 @@ impl SamplingArgs {
         let pipeline = Pipeline::start(Config {
             selector: selector.with_children(children),
             overrides: Default::default(),
-            load: self.loading.options(self.rate, self.unwind_memory())?,
-            requests: false,
+            load: self
+                .loading
+                .options(false, self.rate, self.unwind_memory())?,
             learn_routes: false,
             lineage: Lineage::Off,
             queues: false,

@@ -70,10 +70,8 @@ pub struct Config {
     pub selector: Selector,
     /// What their telemetry is said to come from, where the user says so.
     pub overrides: Overrides,
-    /// How the programs are loaded.
+    /// How the programs are loaded: with those for sockets, requests are recorded.
     pub load: LoadOptions,
-    /// Record requests.
-    pub requests: bool,
     /// Put calls under the requests that caused them.
     pub lineage: Lineage,
     /// Follow work through queues to threads that have entered no context, where a process needs it.
@@ -205,7 +203,7 @@ impl Pipeline {
             symbolizer,
             symbolizing,
             counters,
-            requests: config.requests,
+            requests: config.load.sockets,
             learn_routes: config.learn_routes,
             reloaded,
             lineage: config.lineage,

@@ -33,7 +33,7 @@ use super::{
     wall::Wall,
 };
 use crate::{
-    bpf::load::Bpf,
+    bpf::load::{Bpf, SockHooks},
     correlate::{Correlator, identity::Identities, joins::Joins},
     discover::{Change, Children, Discovery},
     error::{Error, Result},
@@ -244,15 +244,14 @@ impl Worker {
 
     /// Attaches the hooks.
     pub(super) fn attach(&mut self) -> Result<()> {
-        self.bpf.attach(self.purposes & flags::SOCKETS != 0)?;
+        self.bpf.attach()?;
         // Before, nothing was seen.
         self.joins.events_lost(monotonic());
         info!(
             "attached: {}, {} Hz, {} processes traced",
-            match self.purposes & flags::SOCKETS {
-                0 => "no socket hooks",
-                _ => self.bpf.sock_hooks().as_str(),
-            },
+            self.bpf
+                .sock_hooks()
+                .map_or("no socket hooks", SockHooks::as_str),
             self.rate,
             self.processes.live()
         );
