@@ -18,7 +18,7 @@ use xtask::bed::process::Folder;
 use crate::support::{self, Agent};
 
 /// What a process holds of eBPF: its kind (`prog`, `map`, `link`) and its number in the kernel.
-fn held(pid: u32) -> BTreeSet<(&'static str, u32)> {
+pub(crate) fn held(pid: u32) -> BTreeSet<(&'static str, u32)> {
     let mut all = BTreeSet::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap() {
         let text = fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
