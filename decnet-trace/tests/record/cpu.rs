@@ -14,7 +14,7 @@ use xtask::bed::{interpreter::Interpreter, venv::default_python};
 
 use super::support::{
     AGENT, RATE, Recorder, Running, Stacks, alone, assert_share, can_run, folded, long, on_each,
-    program, py_spy, record, reported, said, stacks, system, total, with,
+    program, py_spy, record, reported, reported_at_once, said, stacks, system, total, with,
 };
 
 /// On every CPython, the shares of two functions are those of the work that they do, every stack is one
@@ -96,7 +96,13 @@ fn threads_without_the_gil_are_told_apart() {
         let name = python.name();
         let running = Running::start(python, "squeeze.py", &[]);
         let pid = running.pid();
-        let plain = stacks(&["-p", &pid, "-d", "1", "--threads", "--native"]);
+        let [(plain, report), (held, held_report)] = reported_at_once([
+            &["-r", RATE, "-p", &pid, "-d", "1", "--threads", "--native"],
+            &["-r", RATE, "-p", &pid, "-d", "1", "--gil"],
+        ]);
+        for report in [report, held_report] {
+            assert_eq!(said(&report, "lost"), 0, "{name}: {report}");
+        }
         let all = total(&plain);
         assert!(all > 100, "{name}: {all} samples");
         assert_share(with(&plain, "squeeze"), all, 1.0, &name);
@@ -110,7 +116,6 @@ fn threads_without_the_gil_are_told_apart() {
             !last.contains(".py:")
         });
         assert!(native.count() > 0, "{name}: {plain:?}");
-        let held = stacks(&["-p", &pid, "-d", "1", "--gil"]);
         assert!(
             total(&held) < all / 4,
             "{name}: {} of {all} held the GIL",

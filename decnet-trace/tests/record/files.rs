@@ -1,6 +1,6 @@
 //! The files that a recording ends in.
 
-use std::{fs, io::Read as _, process::Command};
+use std::{fs, io::Read as _, process::Command, thread};
 
 use tempfile::TempDir;
 
@@ -19,28 +19,30 @@ fn every_format_opens() {
     };
     let running = Running::start(&python, "mix.py", &["60"]);
     let folder = TempDir::new().unwrap();
-    for name in [
+    let names = [
         "a.svg",
         "a.folded",
         "a.pb.gz",
         "a.speedscope.json",
         "a.pstats",
-    ] {
-        let path = folder.path().join(name);
-        let output = record(&[
-            "-p",
-            &running.pid(),
-            "-d",
-            "1",
-            "-o",
-            path.to_str().unwrap(),
-        ]);
-        let report = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{report}");
-        assert!(report.starts_with(path.to_str().unwrap()), "{report}");
-        let bytes = fs::read(&path).unwrap();
+    ];
+    let paths = names.map(|name| folder.path().join(name));
+    // All of them at once.
+    thread::scope(|scope| {
+        for path in &paths {
+            scope.spawn(|| {
+                let path = path.to_str().unwrap();
+                let output = record(&["-p", &running.pid(), "-d", "1", "-o", path]);
+                let report = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{report}");
+                assert!(report.starts_with(path), "{report}");
+            });
+        }
+    });
+    for (name, path) in names.iter().zip(&paths) {
+        let bytes = fs::read(path).unwrap();
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        let shown = match name {
+        let shown = match *name {
             "a.pb.gz" => {
                 let mut inner = Vec::new();
                 flate2::read::GzDecoder::new(&bytes[..])
@@ -56,7 +58,7 @@ fn every_format_opens() {
                 let script = "import pstats, sys; pstats.Stats(sys.argv[1]).print_stats()";
                 let output = Command::new(&python.program)
                     .args(["-c", script])
-                    .arg(&path)
+                    .arg(path)
                     .output()
                     .unwrap();
                 String::from_utf8(output.stdout).unwrap()

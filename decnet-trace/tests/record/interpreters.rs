@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::support::{Running, alone, can_run, name, on_each, reported, said, with};
+use super::support::{Running, alone, can_run, name, on_each, reported_at_once, said, with};
 
 /// The minor version that an interpreter's name tells: `python3.12`.
 fn minor(name: &str) -> u32 {
@@ -29,10 +29,9 @@ fn sub_interpreters_are_not_confused() {
         }
         let tids: HashMap<String, u32> = serde_json::from_str(&told).unwrap();
         let pid = running.pid();
-        for gil in [false, true] {
-            let arguments = ["-p", &pid, "-d", "1", "-r", "499", "--threads"];
-            let more: &[&str] = if gil { &["--gil"] } else { &[] };
-            let (stacks, report) = reported(&[&arguments, more].concat());
+        let arguments = ["-p", &pid, "-d", "1", "-r", "499", "--threads"];
+        let gil = [&arguments[..], &["--gil"]].concat();
+        for (stacks, report) in reported_at_once([&arguments, &gil]) {
             for frames in stacks.keys() {
                 for (thread, function) in [
                     ("main", "work_in_main"),

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Output, Stdio},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        LazyLock, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -29,13 +29,16 @@ const MOST_AT_ONCE: usize = 4;
 
 /// Whether recording works here. Says why not.
 pub(crate) fn can_run() -> bool {
-    let doctor = Command::new(AGENT).arg("doctor").output().unwrap();
-    if !doctor.status.success() {
+    static OBSTACLE: LazyLock<Option<String>> = LazyLock::new(|| {
+        let doctor = Command::new(AGENT).arg("doctor").output().unwrap();
         let why = String::from_utf8_lossy(&doctor.stderr);
         let last = why.lines().last().unwrap_or("this machine cannot record");
-        println!("SKIPPED: {last}");
+        (!doctor.status.success()).then(|| last.to_owned())
+    });
+    if let Some(why) = &*OBSTACLE {
+        println!("SKIPPED: {why}");
     }
-    doctor.status.success()
+    OBSTACLE.is_none()
 }
 
 /// The programs of the tests take a CPU each: one test at a time.
@@ -144,6 +147,14 @@ pub(crate) fn reported(arguments: &[&str]) -> (Stacks, String) {
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{report}");
     (folded(&String::from_utf8(output.stdout).unwrap()), report)
+}
+
+/// The same, of several recorders at once, in their order.
+pub(crate) fn reported_at_once<const N: usize>(all: [&[&str]; N]) -> [(Stacks, String); N] {
+    thread::scope(|scope| {
+        let recorders = all.map(|arguments| scope.spawn(move || reported(arguments)));
+        recorders.map(|recorder| recorder.join().unwrap())
+    })
 }
 
 /// The number before a word of a report's first line: `12 lost`.

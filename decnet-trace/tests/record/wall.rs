@@ -13,7 +13,7 @@ use xtask::bed::{
 };
 
 use super::support::{
-    Running, Stacks, alone, can_run, folded, long, py_spy, reported, said, total, with,
+    Running, Stacks, alone, can_run, folded, long, py_spy, reported_at_once, said, total, with,
 };
 
 /// Samples per second: those of threads that wait are read from outside, and take time.
@@ -22,20 +22,22 @@ const RATE: u64 = 97;
 /// Seconds.
 const LONG: u64 = 2;
 
-/// Records by time; what was seen, and how many samples were lost: of threads that ran on while they were
-/// read, and where this machine had no CPU for the recorder when it was time, which is no fault of its own.
-fn wall(pid: &str, seconds: u64, more: &[&str]) -> (Stacks, u64) {
+/// Records by time in this way; what was seen, and how many samples were lost: of threads that ran on while they
+/// were read, and where this machine had no CPU for the recorder when it was time, which is no fault of its own.
+fn wall<const N: usize>(pid: &str, seconds: u64, ways: [&[&str]; N]) -> [(Stacks, u64); N] {
     let (rate, seconds) = (RATE.to_string(), seconds.to_string());
     let arguments = ["-p", pid, "-r", &rate, "-d", &seconds, "--function"];
-    let (stacks, report) = reported(&[&arguments, more].concat());
-    let lost = said(&report, "lost");
-    (stacks, lost)
+    let all = ways.map(|way| [&arguments, way].concat());
+    let all = reported_at_once(std::array::from_fn(|at| all[at].as_slice()));
+    all.map(|(stacks, report)| (stacks, said(&report, "lost")))
 }
 
 /// On every CPython, each thread has as many samples as the rate says, whatever it does: a sleep, a wait
-/// for a lock, work, and both in turns; and of the latter, each has its share of the time.
+/// for a lock, work, and both in turns; and of the latter, each has its share of the time. Without `--idle`,
+/// threads that wait for something to happen are left out, and those that work are not; `--gil` leaves one
+/// thread at a time.
 #[test]
-fn waiting_threads_are_sampled_at_the_rate() {
+fn threads_are_sampled_by_time() {
     if !can_run() {
         return;
     }
@@ -43,67 +45,64 @@ fn waiting_threads_are_sampled_at_the_rate() {
     for python in interpreter::all() {
         let name = python.name();
         let mut running = Running::start(&python, "idle.py", &["spin"]);
-        let (stacks, lost) = wall(&running.pid(), LONG, &["--idle"]);
-        let lost = lost as f64;
-        let due = (RATE * LONG) as f64;
-        for function in ["sleeps", "waits_for_a_lock"] {
-            let seen = with(&stacks, function) as f64;
-            assert!(
-                seen + lost > 0.9 * due && seen < 1.1 * due + 3.0,
-                "{name}: {function} has {seen} of {due}, {lost} lost: {stacks:?}"
-            );
-        }
-        // Whether these are on a CPU is told by two samplers that do not tick together: five standard
-        // deviations.
-        let error = 5.0 * (due / 2.0).sqrt();
-        for function in ["spin", "turns"] {
-            let seen = with(&stacks, function) as f64;
-            assert!(
-                (seen - due).abs() < error + 0.1 * due + lost,
-                "{name}: {function} has {seen} of {due}, {lost} lost: {stacks:?}"
-            );
-        }
+        let ways: [&[&str]; 3] = [&["--idle"], &["--wall"], &["--idle", "--gil"]];
+        let [(all, lost), (active, _), (gil, _)] = wall(&running.pid(), LONG, ways);
         running.stdin.write_all(b"\n").unwrap();
-        let told = running.line();
-        let (work, nap) = told.split_once(' ').unwrap();
-        let (work, nap): (f64, f64) = (work.parse().unwrap(), nap.parse().unwrap());
-        let (worked, napped) = (with(&stacks, "work"), with(&stacks, "nap"));
-        let expected = work / (work + nap);
-        let share = worked as f64 / (worked + napped) as f64;
-        let error = 5.0 * (expected * (1.0 - expected) / due).sqrt() + 0.03 + lost / due / 2.0;
-        assert!(
-            (share - expected).abs() < error,
-            "{name}: {worked} and {napped} samples; {work} s and {nap} s"
-        );
+        assert_at_the_rate(&name, &all, lost as f64, &running.line());
+        assert_no_idle(&name, &active);
+        assert_one_at_a_time(&name, &gil);
     }
 }
 
-/// Without `--idle`, threads that wait for something to happen are left out, and those that work are not;
-/// `--gil` leaves one thread at a time.
-#[test]
-fn idle_threads_are_left_out() {
-    if !can_run() {
-        return;
-    }
-    let _alone = alone();
-    for python in interpreter::all() {
-        let name = python.name();
-        let running = Running::start(&python, "idle.py", &["spin"]);
-        let due = RATE * LONG;
-        let (active, _) = wall(&running.pid(), LONG, &["--wall"]);
-        assert_eq!(with(&active, "waits_for_a_lock"), 0, "{name}: {active:?}");
-        // It wakes five times a second, and may wait for a CPU then.
-        assert!(with(&active, "sleeps") < due / 4, "{name}: {active:?}");
-        assert!(with(&active, "spin") > due / 4, "{name}: {active:?}");
-        let (gil, _) = wall(&running.pid(), LONG, &["--idle", "--gil"]);
-        assert_eq!(with(&gil, "waits_for_a_lock"), 0, "{name}: {gil:?}");
-        // Where CPUs are scarce, nobody holds it much of the time: who is to have it next waits for one.
-        let all = total(&gil);
+/// `told` is for how long the thread that works and sleeps in turns did each.
+fn assert_at_the_rate(name: &str, stacks: &Stacks, lost: f64, told: &str) {
+    let due = (RATE * LONG) as f64;
+    for function in ["sleeps", "waits_for_a_lock"] {
+        let seen = with(stacks, function) as f64;
         assert!(
-            all > 10 && all < due + due / 5,
-            "{name}: {all} of {due} held the GIL"
+            seen + lost > 0.9 * due && seen < 1.1 * due + 3.0,
+            "{name}: {function} has {seen} of {due}, {lost} lost: {stacks:?}"
         );
     }
+    // Whether these are on a CPU is told by two samplers that do not tick together: five standard
+    // deviations.
+    let error = 5.0 * (due / 2.0).sqrt();
+    for function in ["spin", "turns"] {
+        let seen = with(stacks, function) as f64;
+        assert!(
+            (seen - due).abs() < error + 0.1 * due + lost,
+            "{name}: {function} has {seen} of {due}, {lost} lost: {stacks:?}"
+        );
+    }
+    let (work, nap) = told.split_once(' ').unwrap();
+    let (work, nap): (f64, f64) = (work.parse().unwrap(), nap.parse().unwrap());
+    let (worked, napped) = (with(stacks, "work"), with(stacks, "nap"));
+    let expected = work / (work + nap);
+    let share = worked as f64 / (worked + napped) as f64;
+    let error = 5.0 * (expected * (1.0 - expected) / due).sqrt() + 0.03 + lost / due / 2.0;
+    assert!(
+        (share - expected).abs() < error,
+        "{name}: {worked} and {napped} samples; {work} s and {nap} s"
+    );
+}
+
+fn assert_no_idle(name: &str, active: &Stacks) {
+    let due = RATE * LONG;
+    assert_eq!(with(active, "waits_for_a_lock"), 0, "{name}: {active:?}");
+    // It wakes five times a second, and may wait for a CPU then.
+    assert!(with(active, "sleeps") < due / 4, "{name}: {active:?}");
+    assert!(with(active, "spin") > due / 4, "{name}: {active:?}");
+}
+
+fn assert_one_at_a_time(name: &str, gil: &Stacks) {
+    let due = RATE * LONG;
+    assert_eq!(with(gil, "waits_for_a_lock"), 0, "{name}: {gil:?}");
+    // Where CPUs are scarce, nobody holds it much of the time: who is to have it next waits for one.
+    let all = total(gil);
+    assert!(
+        all > 10 && all < due + due / 5,
+        "{name}: {all} of {due} held the GIL"
+    );
 }
 
 /// py-spy, at the same time on the same process, sees each function for the same share of the time.
@@ -139,7 +138,7 @@ fn shares_of_time_agree_with_py_spy() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let (ours, _) = wall(&running.pid(), seconds, &["--idle"]);
+    let [(ours, _)] = wall(&running.pid(), seconds, [&["--idle"]]);
     assert!(spy.wait().unwrap().success());
     let theirs = folded(&fs::read_to_string(file).unwrap());
     for function in ["sleeps", "waits_for_a_lock", "turns"] {

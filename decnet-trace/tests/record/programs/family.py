@@ -8,7 +8,7 @@ import time
 
 def spin():
     used = time.thread_time()
-    while time.thread_time() < used + 1.5:
+    while time.thread_time() < used + 1.0:
         pass
 
 
