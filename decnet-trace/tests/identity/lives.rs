@@ -17,7 +17,7 @@ use xtask::bed::{
     service::{Http, Loop, Service},
 };
 
-use super::{Agent, Services, can_run, count, verdicts};
+use super::{Agent, Services, can_run, count, support::side_by_side, verdicts};
 
 /// Ways of `callers.py`, one of each kind.
 const WAYS: [&str; 6] = ["await", "gather", "sync", "executor", "detached", "stream"];
@@ -146,8 +146,9 @@ fn storms() {
     if !can_run() {
         return;
     }
-    let services = Services::start(Loop::Uvloop, Http::Httptools, None, &[]);
-    for args in [&[][..], &["--identities-max", "16384"][..]] {
+    let cases = [&[][..], &["--identities-max", "16384"][..]];
+    side_by_side(&cases, |&args| {
+        let services = Services::start(Loop::Uvloop, Http::Httptools, None, &[]);
         let pid = services.callers.pid.to_string();
         let agent = Agent::start(&[&["--rate", "0", "--pid", &pid], args].concat());
         services.warm_up(&agent, args);
@@ -178,5 +179,5 @@ fn storms() {
         } else {
             assert!(evicted > 60_000 && none > 0, "{all:#?}\n{}", seen.output);
         }
-    }
+    });
 }

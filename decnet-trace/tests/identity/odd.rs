@@ -22,7 +22,7 @@ use xtask::bed::{
 
 use super::{
     Agent, CLIENT, PATIENCE, Services, can_run, count,
-    support::{Span, spans},
+    support::{Span, side_by_side, spans},
     verdicts,
 };
 
@@ -119,7 +119,8 @@ fn odd_shapes() {
         .map(|python| Venv::ensure(&python, WEB))
         .unwrap_or_else(|| Venv::ensure(&default_python()?, WEB))
         .unwrap();
-    for (event_loop, http) in [(Loop::Uvloop, Http::Httptools), (Loop::Asyncio, Http::H11)] {
+    let cases = [(Loop::Uvloop, Http::Httptools), (Loop::Asyncio, Http::H11)];
+    side_by_side(&cases, |&(event_loop, http)| {
         let services = Services::start(event_loop, http, Some(&venv), &[]);
         let agent = Agent::start(&["--pid", &services.callers.pid.to_string()]);
         services.warm_up(&agent, &[]);
@@ -157,7 +158,7 @@ fn odd_shapes() {
             WAYS.contains(&way) || way == "many" || way == "drip"
         });
         assert!(right == 60 * 7 + 4 + 1 && none == 0, "{all:#?}");
-    }
+    });
 }
 
 /// An agent that starts in the middle of traffic may know little at first, and nothing wrong.

@@ -10,7 +10,7 @@ use xtask::bed::{
     venv::{Venv, WEB, default_python},
 };
 
-use super::{Agent, All, can_run, count, verdicts};
+use super::{Agent, All, can_run, count, support::side_by_side, verdicts};
 
 /// The ways in which `sync_callers.py` makes calls.
 const WAYS: [&str; 6] = [
@@ -72,8 +72,10 @@ impl Server {
     /// Traces it under load, and judges every call.
     fn judge(&self, rounds: usize, connections: usize, follows_queues: bool) -> All {
         let agent = Agent::start(&["--pid", &self.pid.to_string()]);
-        self.request(["/plain/warm".to_owned()], 1);
-        agent.wait_for("following the contexts", || {});
+        // A call that came before its interpreter was read does not tell.
+        agent.wait_for("following the contexts", || {
+            self.request(["/plain/warm".to_owned()], 1);
+        });
         if follows_queues {
             agent.wait_for("work off a queue", || {
                 self.request(["/pooled/warm".to_owned()], 1);
@@ -127,16 +129,17 @@ fn blocking_servers() {
     let backend = Service::builder().start().unwrap();
     let gthread = [&GUNICORN[..], &["gthread", "--threads", "8"]].concat();
     let sync = [&GUNICORN[..], &["sync"]].concat();
-    for (program, args, connections) in [
+    let cases = [
         ("gunicorn", &sync[..], 8),
         ("gunicorn", &gthread[..], 32),
         ("python", &["sync_callers.py", "single"][..], 1),
         ("python", &["sync_callers.py", "threaded"][..], 32),
-    ] {
+    ];
+    side_by_side(&cases, |&(program, args, connections)| {
         println!("{program} {}", args.join(" "));
         let server = Server::start(&venv, &backend, program, args);
         check(&server.judge(50, connections, true));
-    }
+    });
 }
 
 /// gevent runs many requests on one thread, each in a greenlet: nothing tells whose turn it is.

@@ -6,6 +6,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -17,26 +22,46 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whether the end-to-end tests can run here: as root, with an eBPF object. Says why not.
 pub(crate) fn can_run() -> bool {
+    static OBSTACLE: LazyLock<Option<String>> = LazyLock::new(obstacle);
+    if let Some(why) = &*OBSTACLE {
+        println!("SKIPPED: {why}");
+    }
+    OBSTACLE.is_none()
+}
+
+/// Why the end-to-end tests cannot run here.
+fn obstacle() -> Option<String> {
     // SAFETY: the call takes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
-        println!("SKIPPED: end-to-end tests need root");
-        return false;
+        return Some("end-to-end tests need root".to_owned());
     }
     let doctor = Command::new(env!("CARGO_BIN_EXE_decnet-trace"))
         .arg("doctor")
         .output()
         .unwrap();
-    if !doctor.status.success() {
-        let why = String::from_utf8_lossy(&doctor.stderr);
-        println!(
-            "SKIPPED: {}",
-            why.lines()
-                .last()
-                .unwrap_or("this machine cannot run the agent")
-        );
-        return false;
+    if doctor.status.success() {
+        return None;
     }
-    true
+    let why = String::from_utf8_lossy(&doctor.stderr);
+    let last = why.lines().last();
+    Some(
+        last.unwrap_or("this machine cannot run the agent")
+            .to_owned(),
+    )
+}
+
+/// Does something with each of these, two at a time: they wait more than they work.
+pub(crate) fn side_by_side<T: Sync>(all: &[T], work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(one);
+                }
+            });
+        }
+    });
 }
 
 /// An agent at work.
