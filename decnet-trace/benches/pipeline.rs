@@ -56,6 +56,12 @@ const PAUSE: u64 = 1_000_000;
 /// Spans that are handed to a sink at once.
 const BATCH: usize = 512;
 
+/// How many spans may wait in front of a sink: more than any takes at once, and less than any queue holds.
+const WAITING: usize = 4096;
+
+/// How often it is asked how many wait: each time costs the process some microseconds.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+
 struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
@@ -311,17 +317,14 @@ fn replay(path: &Path, samples: usize, time: Duration, otlp: &str) -> Result<()>
         ("correlate", Stage::Correlate),
         ("span", Stage::Span),
     ] {
-        let mut line = Line::new(&counters)?;
-        // Grown to what the load needs.
-        for _ in 0..2 {
-            trace.play(|bytes| line.record(bytes, stage, |span| drop(black_box(span))));
-            trace.shift();
-        }
         let (mut nanos, mut allocations, mut spans) = (Vec::new(), Vec::new(), 0_u64);
         let mut played = 0_u64;
         for _ in 0..samples {
             let (mut used, mut allocated, mut events) = (0, 0, 0);
             while used < time.as_nanos() as u64 {
+                // A trace begins and ends in the middle of requests: one that goes on where it ended pairs
+                // what does not belong together, and gives up connections for it.
+                let mut line = Line::new(&counters)?;
                 let before = (read(libc::CLOCK_THREAD_CPUTIME_ID), allocations_now());
                 trace.play(|bytes| {
                     line.record(bytes, stage, |span| {
@@ -411,12 +414,12 @@ fn sink(name: &str, spans: &[Span], time: Duration, otlp: &str) -> Result<(f64, 
             sent += batch.len() as u64;
             exporters.send(batch);
             // No faster than it takes them: nothing is to be dropped.
-            while exporters.stats().any(|sink| sink.queued > 4 * BATCH) {
-                thread::sleep(Duration::from_millis(1));
+            while exporters.stats().any(|sink| sink.queued > WAITING) {
+                thread::sleep(ASK_EVERY);
             }
         }
         while exporters.stats().any(|sink| sink.queued > 0) {
-            thread::sleep(Duration::from_millis(1));
+            thread::sleep(ASK_EVERY);
         }
         used += read(libc::CLOCK_PROCESS_CPUTIME_ID) - before.0;
         allocated += allocations_now() - before.1;

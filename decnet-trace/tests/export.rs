@@ -37,7 +37,7 @@ fn resource(name: &str) -> Arc<Resource> {
             (Cow::Borrowed("process.pid"), Value::Int(7)),
             (
                 Cow::Borrowed("process.command_args"),
-                Value::StrList(vec!["uvicorn".into(), "app:app".into()]),
+                Value::StrList(["uvicorn".into(), "app:app".into()].into()),
             ),
         ],
     })

@@ -137,6 +137,7 @@ pub(super) mod tests {
         trace::v1::{ResourceSpans, ScopeSpans, Span as ProtoSpan, Status as ProtoStatus},
     };
     use proptest::prelude::*;
+    use smol_str::SmolStr;
 
     use super::*;
     use crate::export::tests::{resource, span};
@@ -189,7 +190,8 @@ pub(super) mod tests {
             any::<i64>().prop_map(Value::Int),
             any::<f64>().prop_map(Value::Float),
             any::<bool>().prop_map(Value::Bool),
-            prop::collection::vec(".{0,5}".prop_map(Into::into), 0..3).prop_map(Value::StrList),
+            prop::collection::vec(".{0,5}".prop_map(SmolStr::from), 0..3)
+                .prop_map(|list| Value::StrList(list.into())),
         ];
         let names = prop::sample::select(vec!["url.path", "decnet.x", "", "q\"\u{e9}"]);
         let span = (

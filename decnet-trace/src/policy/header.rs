@@ -82,8 +82,11 @@ pub(super) fn attributes(kept: &[Kept], config: &PolicyConfig, out: &mut Vec<Att
     for (name, value) in kept {
         let value = SmolStr::from(shown(name, value, config));
         match out.iter_mut().find(|(known, _)| known == name) {
-            Some((_, Value::StrList(values))) => values.push(value),
-            _ => out.push((name, Value::StrList(vec![value]))),
+            Some((_, Value::StrList(values))) => {
+                let known = std::mem::take(values).into_iter();
+                *values = known.chain([value]).collect();
+            }
+            _ => out.push((name, Value::StrList([value].into()))),
         }
     }
 }

@@ -131,7 +131,8 @@ fn value() -> impl Strategy<Value = Value> {
         any::<i64>().prop_map(Value::Int),
         any::<i32>().prop_map(|n| Value::Float(f64::from(n) / 8.0)),
         any::<bool>().prop_map(Value::Bool),
-        prop::collection::vec("[a-z]{0,4}".prop_map(SmolStr::from), 0..3).prop_map(Value::StrList),
+        prop::collection::vec("[a-z]{0,4}".prop_map(SmolStr::from), 0..3)
+            .prop_map(|list| Value::StrList(list.into())),
     ]
 }
 
