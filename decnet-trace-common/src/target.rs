@@ -28,18 +28,23 @@ impl Target {
     /// uprobes that told of it are gone. Its sockets are recorded on, and with them every request, until it
     /// is decided what the new program is.
     #[must_use]
-    pub const fn executed(mut self) -> Self {
-        self.flags &= !(flags::LINEAGE | flags::QUEUES);
-        if self.flags & flags::NATIVE == 0 {
-            // No sample is to lack its Python frames.
-            self.flags &= !flags::SAMPLES;
+    pub fn executed(self) -> Self {
+        Self {
+            flags: self.executed_flags(),
+            ..Self::default()
         }
-        self.python = 0;
-        self.thread_state = 0;
-        self.context = 0;
-        self.thread_block = 0;
-        self.gil_holder = 0;
-        self
+    }
+
+    /// The flags of [`Self::executed`]; all else is zero.
+    #[must_use]
+    #[inline(always)]
+    pub const fn executed_flags(&self) -> u32 {
+        let kept = self.flags & !(flags::LINEAGE | flags::QUEUES);
+        match kept & flags::NATIVE {
+            // No sample is to lack its Python frames.
+            0 => kept & !flags::SAMPLES,
+            _ => kept,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use decnet_trace_common::{
     counter::Counter,
     event::{Kind, Proc, ProcWhat},
-    target::flags,
+    target::{Target, flags},
 };
 
 use crate::{
@@ -77,7 +77,15 @@ fn try_fork(ctx: &BtfTracePointContext) -> Option<()> {
 fn try_exec() -> Option<()> {
     let current = gate::current()?;
     if let Some(target) = gate::target(current.tgid) {
-        let _ = TARGETS.insert(current.tgid, target.executed(), BPF_EXIST);
+        let mut executed = MaybeUninit::<Target>::uninit();
+        // SAFETY: a `Target` is made of integers, and holds a `u64`. (Written field by field it would be cleared by
+        // a call of a function.)
+        let executed = unsafe {
+            emit::zero(executed.as_mut_ptr());
+            executed.assume_init_mut()
+        };
+        executed.flags = target.executed_flags();
+        let _ = TARGETS.insert(current.tgid, &*executed, BPF_EXIST);
     }
     record(current, ProcWhat::Exec, 0);
     Some(())
