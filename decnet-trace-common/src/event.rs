@@ -365,8 +365,10 @@ pub enum StatementWhat {
     Waiting = 6,
     /// It woke up.
     Waited = 7,
-    /// `execute` asked for the last row's id, which `executemany` does not.
-    Single = 8,
+    /// The program called `executemany`, of a cursor or a connection.
+    Many = 8,
+    /// The program called `execute`.
+    One = 9,
 }
 
 impl StatementWhat {
@@ -380,7 +382,8 @@ impl StatementWhat {
             5 => Self::Failed,
             6 => Self::Waiting,
             7 => Self::Waited,
-            8 => Self::Single,
+            8 => Self::Many,
+            9 => Self::One,
             _ => return None,
         })
     }

@@ -1,4 +1,4 @@
-//! Statements of SQLite: uprobes on the library as single processes map it.
+//! Statements of SQLite: uprobes on the library, and on CPython's module for it, as single processes map them.
 //!
 //! None of them stands on a function that runs for each row. Return probes stand on functions alone
 //! that cannot switch C stacks or come back into Python: one that reads a field, one that sleeps.
@@ -108,10 +108,17 @@ pub(crate) fn sqlite_waited(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// `sqlite3_last_insert_rowid(sqlite3 *db)`
+/// `executemany`, a method of cursors and connections of CPython's module `_sqlite3`.
 #[uprobe]
-pub(crate) fn sqlite_single(ctx: ProbeContext) -> u32 {
-    step(&ctx, StatementWhat::Single, |_| {});
+pub(crate) fn sqlite_many(ctx: ProbeContext) -> u32 {
+    step(&ctx, StatementWhat::Many, Step::by_whom);
+    0
+}
+
+/// `execute` of the same, in processes that have called `executemany`.
+#[uprobe]
+pub(crate) fn sqlite_one(ctx: ProbeContext) -> u32 {
+    step(&ctx, StatementWhat::One, |_| {});
     0
 }
 

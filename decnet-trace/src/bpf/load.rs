@@ -6,11 +6,11 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{
-        BtfTracePoint, Iter, PerfEvent, ProgramError, TracePoint, UProbe,
+        BtfTracePoint, Iter, PerfEvent, ProbeKind, ProgramError, TracePoint, UProbe,
         perf_event::PerfEventLink,
         tp_btf::BtfTracePointLink,
         trace_point::TracePointLink,
-        uprobe::{UProbeAttachLocation, UProbeLink, UProbeScope},
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
     },
     util::online_cpus,
 };
@@ -29,6 +29,7 @@ use super::{
     object,
     offsets::{Resolved, resolve_offsets},
     probes::{ProcessProbes, Undo},
+    site::{self, Sight},
     threads::ThreadLister,
     tracefs::with_tracefs,
     unwind::{CHUNK_BYTES, UnwindMaps},
@@ -322,7 +323,7 @@ impl Bpf {
             ("py_context_copied", probes.copied),
         ];
         wanted.retain(|(name, _)| ends || *name != "py_context_ended");
-        self.probe(pid, interpreter, &wanted)
+        self.probe(pid, interpreter, wanted, None)
     }
 
     /// Watches work that passes through queues in one process.
@@ -340,24 +341,41 @@ impl Bpf {
             ("py_queue_put", put),
             ("py_queue_put", put_nowait),
         ];
-        self.probe(pid, &probes.file, &wanted)
+        self.probe(pid, &probes.file, wanted, None)
     }
 
-    /// Attaches programs to one process, at offsets of a file that it maps.
-    fn probe(&mut self, pid: u32, file: &Path, wanted: &[(&str, u64)]) -> Result<ProcessProbes> {
+    /// Attaches programs to one process, on functions at these offsets of a file that it maps; the programs
+    /// get the cookie.
+    pub(super) fn probe<'a>(
+        &mut self,
+        pid: u32,
+        file: &Path,
+        wanted: impl IntoIterator<Item = (&'a str, u64)>,
+        cookie: Option<u64>,
+    ) -> Result<ProcessProbes> {
         let scope = NonZeroU32::new(pid)
             .map(UProbeScope::OneProcess)
             .ok_or_else(|| Error::failed("process 0 runs no program"))?;
         let mut links = Vec::new();
-        for &(name, offset) in wanted {
+        for (name, function) in wanted {
             let program = program::<UProbe>(&mut self.ebpf, name)?;
             if program.fd().is_err() {
                 program
                     .load()
                     .map_err(|error| refused(&format!("load the probe {name}"), &error))?;
             }
+            let sight = match program.kind() {
+                ProbeKind::Entry => Sight::Arguments,
+                ProbeKind::Return => Sight::Return,
+            };
+            let place = site::place(file, function, sight)
+                .map_err(|error| refused(&format!("read {}", file.display()), &error))?;
+            let point = UProbeAttachPoint {
+                location: UProbeAttachLocation::AbsoluteOffset(place),
+                cookie,
+            };
             let link = program
-                .attach(UProbeAttachLocation::AbsoluteOffset(offset), file, scope)
+                .attach(point, file, scope)
                 .and_then(|id| program.take_link(id))
                 .map_err(|error| refused(&format!("attach {name} to process {pid}"), &error))?;
             links.push(Link::Probe(link));

@@ -7,6 +7,7 @@ pub mod object;
 pub mod offsets;
 pub mod probes;
 mod sampling;
+pub mod site;
 mod statements;
 pub mod threads;
 pub mod tracefs;

@@ -1,21 +1,14 @@
 //! Watches the statements of SQLite in single processes.
 
-use std::{num::NonZeroU32, path::Path};
+use std::path::Path;
 
-use aya::programs::{
-    UProbe,
-    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
-};
 use decnet_trace_common::sqlite::SqliteLayout;
 
 use super::{
-    load::{Bpf, Link, program, refused},
+    load::{Bpf, refused},
     probes::ProcessProbes,
 };
-use crate::{
-    error::{Error, Result},
-    sqlite::Library,
-};
+use crate::{error::Result, python::BatchProbes, sqlite::Library};
 
 impl Bpf {
     /// Tells the kernel side where the SQLite that attachments name by this index keeps things.
@@ -46,14 +39,14 @@ impl Bpf {
             ("sqlite_finalized", library.finalized),
             ("sqlite_ended", library.ended),
             ("sqlite_failed", library.failed),
-            ("sqlite_single", library.single),
             ("sqlite_begun", library.begun),
         ];
         let prepared = library
             .prepared
             .iter()
             .map(|&place| ("sqlite_prepared", place));
-        self.watch_library(pid, path, probes.into_iter().chain(prepared), index)
+        let wanted = probes.into_iter().chain(prepared);
+        self.probe(pid, path, wanted, Some(u64::from(index)))
     }
 
     /// Watches one process's SQLite sleep, at this offset in the library.
@@ -69,37 +62,29 @@ impl Bpf {
         index: u32,
     ) -> Result<ProcessProbes> {
         let probes = [("sqlite_waited", sleep), ("sqlite_waiting", sleep)];
-        self.watch_library(pid, path, probes.into_iter(), index)
+        self.probe(pid, path, probes, Some(u64::from(index)))
     }
 
-    fn watch_library<'a>(
-        &mut self,
-        pid: u32,
-        path: &Path,
-        probes: impl Iterator<Item = (&'a str, u64)>,
-        index: u32,
-    ) -> Result<ProcessProbes> {
-        let scope = NonZeroU32::new(pid)
-            .map(UProbeScope::OneProcess)
-            .ok_or_else(|| Error::failed("process 0 has no SQLite"))?;
-        let mut links = Vec::new();
-        for (name, place) in probes {
-            let program = program::<UProbe>(&mut self.ebpf, name)?;
-            if program.fd().is_err() {
-                program
-                    .load()
-                    .map_err(|error| refused(&format!("load the probe {name}"), &error))?;
-            }
-            let point = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(place),
-                cookie: Some(u64::from(index)),
-            };
-            let link = program
-                .attach(point, path, scope)
-                .and_then(|id| program.take_link(id))
-                .map_err(|error| refused(&format!("attach {name} to process {pid}"), &error))?;
-            links.push(Link::Probe(link));
-        }
-        Ok(self.undo.of(links))
+    /// Watches calls of `executemany` in one process.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; the process may be gone.
+    pub fn watch_batches(&mut self, pid: u32, at: &BatchProbes) -> Result<ProcessProbes> {
+        self.probe(
+            pid,
+            &at.file,
+            at.many.map(|at| ("sqlite_many", at)),
+            Some(0),
+        )
+    }
+
+    /// Watches calls of `execute` in one process, to tell them from batches.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; the process may be gone.
+    pub fn watch_singles(&mut self, pid: u32, at: &BatchProbes) -> Result<ProcessProbes> {
+        self.probe(pid, &at.file, at.one.map(|at| ("sqlite_one", at)), Some(0))
     }
 }

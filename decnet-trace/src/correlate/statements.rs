@@ -6,8 +6,8 @@
 //! * What is compiled, executed and thrown away without parameters (BEGIN, COMMIT, scripts) begins
 //!   where it is compiled and ends where it is thrown away.
 //! * What cannot be compiled ends where the program asks for the error.
-//! * Executions of one statement that follow each other on a thread with nothing in between, not even
-//!   the question for the last row's id with which `execute` ends, are one `executemany`.
+//! * Executions of one statement that follow a call of `executemany` on a thread, with nothing in between, are
+//!   one. Calls of `execute` are told as well, once a process has called `executemany`.
 
 use std::sync::Arc;
 
@@ -48,8 +48,6 @@ pub struct Statements {
     /// In which of its two places a library keeps the state of a statement.
     libraries: FxHashMap<u16, usize>,
     texts: Texts,
-    /// Whether executions are told apart from batches: without it there are no batches.
-    batches: bool,
     counters: Counters,
 }
 
@@ -118,9 +116,31 @@ struct Thread {
     /// Statements that it began and has not ended.
     open: u32,
     waiting: Option<u64>,
-    /// Whether the execution under way is one of `execute`.
-    single: bool,
+    many: Many,
     batch: Option<Batch>,
+}
+
+/// What a thread has of an `executemany`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Many {
+    #[default]
+    Nothing,
+    /// It was called, for this owner, and has executed nothing yet.
+    Called(Identity),
+    /// It executes this statement for this owner.
+    Executes(u64, Identity),
+}
+
+impl Many {
+    /// What it is once a statement was begun.
+    fn begun(self, object: u64, identity: Identity) -> Self {
+        match self {
+            Self::Called(of) | Self::Executes(_, of) if of != identity => Self::Nothing,
+            Self::Executes(one, _) if one != object => Self::Nothing,
+            Self::Nothing => Self::Nothing,
+            _ => Self::Executes(object, identity),
+        }
+    }
 }
 
 /// What a thread did last.
@@ -138,11 +158,6 @@ impl Statements {
     /// One that has seen nothing yet.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Executions of `execute` tell themselves from now on; what stays alike is a batch.
-    pub const fn tell_batches(&mut self) {
-        self.batches = true;
     }
 
     /// What was counted so far.
@@ -198,14 +213,10 @@ impl Statements {
                 }
             }
             StatementWhat::Waited => self.waited(tgid, tid, ts),
-            StatementWhat::Single => {
-                let thread = self.threads.entry((tgid, tid)).or_default();
-                thread.single = true;
-                // From 3.11 on, it is asked for after the reset.
-                if let Some(batch) = thread.batch.take() {
-                    batch.split(out, &mut self.counters);
-                }
+            StatementWhat::Many => {
+                self.thread(tgid, tid, out).many = Many::Called(identity);
             }
+            StatementWhat::One => self.thread(tgid, tid, out).many = Many::Nothing,
         }
     }
 
@@ -302,7 +313,7 @@ impl Statements {
         }
         thread.prepared.clear();
         thread.last = Last::Begun(step.object);
-        thread.single = false;
+        thread.many = thread.many.begun(step.object, identity);
         thread.open += 1;
         if self.open.len() >= OPEN_MAX {
             let old = step.header.ts.saturating_sub(OPEN_FOR);
@@ -339,6 +350,7 @@ impl Statements {
             statement.error = state.error();
         }
         let may_go_on = statement.rows == Some(0) && statement.error.is_none();
+        let executes = Many::Executes(step.object, statement.identity);
         let batch = Batch {
             object: step.object,
             before: batch.map(Batch::join),
@@ -346,7 +358,7 @@ impl Statements {
         };
         let thread = self.threads.entry((tgid, tid)).or_default();
         thread.last = Last::Other;
-        let is_last = !may_go_on || !self.batches || thread.single || tid != step.header.tid;
+        let is_last = !may_go_on || thread.many != executes || tid != step.header.tid;
         if is_last || thread.batch.is_some() {
             batch.split(out, &mut self.counters);
         } else {

@@ -21,8 +21,8 @@ use crate::{
     error::{Error, Result},
     policy::template::Template,
     python::{
-        Inspection, Inspector, PyProcess, PythonResolver, QueueProbes, Unsupported, is_worker_loop,
-        retry_after,
+        BatchProbes, Inspection, Inspector, PyProcess, PythonResolver, QueueProbes, Unsupported,
+        is_worker_loop, retry_after,
     },
     sqlite::{Finder, Mapped, mapped_pages},
 };
@@ -68,6 +68,8 @@ pub(super) enum Finding {
     Routes(Box<str>, Vec<Template>),
     /// A traced process maps SQLite.
     Sqlite(Box<Mapped>),
+    /// A process can execute a statement of SQLite many times, here.
+    Batches(u32, BatchProbes),
 }
 
 /// Something happened to a process.
@@ -204,6 +206,9 @@ struct Looks {
     sqlite: Option<Finder>,
     /// Processes without SQLite as yet.
     without: Vec<Without>,
+    /// Processes with SQLite whose module for it is not found yet: when to look again, and how often that was
+    /// done.
+    modules: Vec<(Instant, u32, u32)>,
     routes: Routes,
 }
 
@@ -288,6 +293,7 @@ impl Looks {
             Change::Untrace(pid, _) => {
                 self.waiting.retain(|(_, waiting, _)| waiting != pid);
                 self.without.retain(|without| without.pid != *pid);
+                self.modules.retain(|(_, module, _)| module != pid);
                 self.resolver.remove(*pid);
             }
         }
@@ -320,6 +326,13 @@ impl Looks {
         for without in due {
             self.look_for_sqlite(without.pid, without.attempt, without.pages, out);
         }
+        let due: Vec<_> = self
+            .modules
+            .extract_if(.., |(due, _, _)| *due <= now)
+            .collect();
+        for (_, pid, attempt) in due {
+            self.look_for_batches(pid, attempt, out);
+        }
     }
 
     /// Looks for SQLite in a process. Programs load it when they import `sqlite3`, which may be at any
@@ -350,9 +363,24 @@ impl Looks {
                     pages: now,
                 });
             }
-            Ok(found) => out.extend(found.into_iter().map(|at| Finding::Sqlite(Box::new(at)))),
+            Ok(found) => {
+                out.extend(found.into_iter().map(|at| Finding::Sqlite(Box::new(at))));
+                self.look_for_batches(pid, 0, out);
+            }
             // Its end will be told, where it has ended.
             Err(error) => debug!("no statements of pid {pid}: {error}"),
+        }
+    }
+
+    /// Looks for the module that calls SQLite. It is loaded together with it, and may not be ready yet.
+    fn look_for_batches(&mut self, pid: u32, attempt: u32, out: &mut Vec<Finding>) {
+        let found = self.inspector.batch_probes(pid);
+        match (found.is_empty(), retry_after(attempt)) {
+            (false, _) => out.extend(found.into_iter().map(|at| Finding::Batches(pid, at))),
+            (true, Some(delay)) => self
+                .modules
+                .push((Instant::now() + delay, pid, attempt + 1)),
+            (true, None) => debug!("each execution of pid {pid}'s executemany stands apart"),
         }
     }
 
@@ -362,6 +390,7 @@ impl Looks {
         let without = self.without.iter().filter(|without| without.attempt < 3);
         self.waiting
             .iter()
+            .chain(&self.modules)
             .map(|(due, _, _)| *due)
             .chain(without.map(|without| without.due))
             .chain(self.routes.next_due())

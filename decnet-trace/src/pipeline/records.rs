@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use decnet_trace_common::event::{self, sample_flags};
+use decnet_trace_common::event::{self, StatementWhat, sample_flags};
+use rustc_hash::FxHashSet;
 
 use super::{discovery::DiscoveryThread, live::Live, statements::Sighting};
 use crate::{
@@ -34,6 +35,8 @@ pub struct Decoder {
     /// The libraries, as bits, of which a database should be looked at.
     pub(super) wanted: u64,
     pub(super) sightings: Vec<Sighting>,
+    /// Processes that called `executemany`.
+    pub(super) batching: FxHashSet<u32>,
     pub(super) live: Arc<Live>,
     /// Who loads unwind tables, where there are any.
     unwind: Option<unwind::Client>,
@@ -57,6 +60,7 @@ impl Decoder {
             executed: Vec::new(),
             wanted: 0,
             sightings: Vec::new(),
+            batching: FxHashSet::default(),
             live,
             unwind: None,
             undecoded: 0,
@@ -118,7 +122,11 @@ impl Decoder {
     fn statement(&mut self, step: &event::Statement, text: &[u8], file: &[u8]) {
         let tgid = step.header.tgid;
         let begins = step.db != 0 && !text.is_empty();
-        let identity = match begins {
+        let is_many = step.what == StatementWhat::Many as u16;
+        if is_many {
+            self.batching.insert(tgid);
+        }
+        let identity = match begins || is_many {
             true => self.identities.resolve(&step.header, step.context),
             false => Identity::UNKNOWN,
         };

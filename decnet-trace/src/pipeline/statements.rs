@@ -14,7 +14,7 @@ use crate::{
     bpf::{load::Bpf, probes::ProcessProbes},
     correlate::statements::Statements,
     error::Result,
-    python::ProcessMemory,
+    python::{BatchProbes, ProcessMemory},
     sqlite::{Library, Mapped, look},
 };
 
@@ -28,6 +28,16 @@ pub(super) struct Sqlites {
     known: Vec<Known>,
     /// By process; a process may have several.
     watched: FxHashMap<u32, Vec<Watched>>,
+    /// By process; it may have several modules that call SQLite.
+    batches: FxHashMap<u32, Vec<Batches>>,
+}
+
+/// A module that calls SQLite in a process that is watched.
+struct Batches {
+    at: BatchProbes,
+    /// Held for their drop.
+    _many: ProcessProbes,
+    singles: Option<ProcessProbes>,
 }
 
 /// A library.
@@ -86,6 +96,7 @@ impl Sqlites {
     /// A process has ended.
     pub(super) fn forget(&mut self, tgid: u32) {
         self.watched.remove(&tgid);
+        self.batches.remove(&tgid);
     }
 
     /// The libraries of which a database should be looked at, as the bits of their indices.
@@ -197,11 +208,39 @@ impl Worker {
         match self.sqlites.watch(&mut self.bpf, mapped) {
             Ok(true) => {
                 info!("watching SQLite in {} (pid {pid})", mapped.path.display());
-                self.decoder.statements.tell_batches();
                 self.decoder.wanted = self.sqlites.wanted();
             }
             Ok(false) => {}
             Err(error) => warn!("no statements of pid {pid}: {error}"),
+        }
+    }
+
+    /// A process's calls of `executemany` are watched from now on.
+    pub(super) fn watch_batches(&mut self, pid: u32, probe: &BatchProbes) {
+        // Its end was told before.
+        if !self.sqlites.watched.contains_key(&pid) {
+            return;
+        }
+        match self.bpf.watch_batches(pid, probe) {
+            Ok(many) => self.sqlites.batches.entry(pid).or_default().push(Batches {
+                at: probe.clone(),
+                _many: many,
+                singles: None,
+            }),
+            Err(error) => warn!("batches of pid {pid} are not told: {error}"),
+        }
+    }
+
+    /// Processes called `executemany` in this round: what they execute by `execute` is told from it from now on.
+    pub(super) fn watch_singles(&mut self) {
+        for pid in self.decoder.batching.drain() {
+            let all = self.sqlites.batches.get_mut(&pid).into_iter().flatten();
+            for batches in all.filter(|batches| batches.singles.is_none()) {
+                match self.bpf.watch_singles(pid, &batches.at) {
+                    Ok(probes) => batches.singles = Some(probes),
+                    Err(error) => debug!("single executions of pid {pid} are not told: {error}"),
+                }
+            }
         }
     }
 

@@ -362,6 +362,7 @@ impl Worker {
                     self.policy.learn(&service, templates);
                 }
                 Finding::Sqlite(mapped) => self.watch_statements(&mapped),
+                Finding::Batches(pid, probe) => self.watch_batches(pid, &probe),
             }
             // Attaching takes the kernel its time, in which the rings must not fill up.
             if since.elapsed() > ROUND {
@@ -370,6 +371,7 @@ impl Worker {
             }
         }
         self.learn_databases();
+        self.watch_singles();
         Ok(())
     }
 

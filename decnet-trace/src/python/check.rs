@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use decnet_trace_common::python::PyLayout;
 
 use super::{
+    cursors::{self, BatchProbes},
     debug_offsets::{self, Refusal},
     frames::{self, End},
     interpreter::{Finder, Found, Interpreter},
@@ -193,6 +194,11 @@ impl Inspector {
     /// Where work passes through queues in a process; see [`QueueProbes`].
     pub fn queue_probes(&mut self, pid: u32) -> Option<QueueProbes> {
         queues::find(&mut self.finder, pid)
+    }
+
+    /// Where a process executes a statement of SQLite many times; see [`BatchProbes`].
+    pub fn batch_probes(&mut self, pid: u32) -> Vec<BatchProbes> {
+        cursors::find(&mut self.finder, pid)
     }
 
     /// One look at a process.

@@ -1,34 +1,8 @@
 //! What a few instructions at the beginning of a function say.
 
-use iced_x86::{
-    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic,
-    OpAccess, OpKind, Register,
-};
+use iced_x86::{Code, Mnemonic, OpKind, Register};
 
-/// How many bytes of a function are looked at.
-pub(super) const BYTES: usize = 64;
-
-/// How many instructions.
-const INSTRUCTIONS: usize = 12;
-
-/// The instructions at the beginning of a function, as far as they follow each other.
-fn straight(code: &[u8]) -> impl Iterator<Item = Instruction> + '_ {
-    let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
-    let mut ended = false;
-    std::iter::from_fn(move || {
-        if ended || !decoder.can_decode() {
-            return None;
-        }
-        let instruction = decoder.decode();
-        ended = instruction.is_invalid()
-            || !matches!(
-                instruction.flow_control(),
-                FlowControl::Next | FlowControl::ConditionalBranch | FlowControl::Call
-            );
-        (!instruction.is_invalid()).then_some(instruction)
-    })
-    .take(INSTRUCTIONS)
-}
+use crate::bpf::site::straight;
 
 /// The offset of the field that a function returns of the struct that its first argument points to,
 /// where it does nothing else: `return p ? p->field : 0`.
@@ -61,42 +35,8 @@ pub(super) fn field_returned(code: &[u8]) -> Option<u16> {
     None
 }
 
-/// The offset in a function at which a probe is cheapest and still sees its first three arguments: an
-/// instruction that the kernel emulates rather than to execute it apart, which costs a second trap
-/// (arch/x86/kernel/uprobes.c: `branch_setup_xol_ops`, `push_setup_xol_ops`). The function's beginning
-/// where there is none.
-pub(super) fn cheapest(code: &[u8]) -> u64 {
-    let mut info = InstructionInfoFactory::new();
-    for instruction in straight(code) {
-        if is_emulated(&instruction) {
-            return instruction.ip();
-        }
-        let keeps_arguments = info.info(&instruction).used_registers().iter().all(|used| {
-            let reads = matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-            reads
-                || !matches!(
-                    used.register().full_register(),
-                    Register::RDI | Register::RSI | Register::RDX
-                )
-        });
-        if !keeps_arguments {
-            break;
-        }
-    }
-    0
-}
-
-fn is_emulated(instruction: &Instruction) -> bool {
-    instruction.is_jcc_short_or_near()
-        || matches!(
-            instruction.code(),
-            Code::Push_r64 | Code::Call_rel32_64 | Code::Jmp_rel8_64 | Code::Jmp_rel32_64
-        )
-}
-
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     /// `sqlite3_sql` and `sqlite3_bind_parameter_count` as Debian 12 has them, and the latter with a
@@ -141,34 +81,11 @@ mod tests {
         assert_eq!(field_returned(&[]), None);
     }
 
-    /// The probe goes to the jump behind a test, to a push, or, past an instruction that changes an
-    /// argument, to the beginning.
-    #[test]
-    fn probes_where_it_is_cheap() {
-        let jump = [
-            0x31, 0xc0, 0x48, 0x85, 0xff, 0x74, 0x03, 0x8b, 0x47, 0x20, 0xc3,
-        ];
-        assert_eq!(cheapest(&jump), 5);
-        let push = [0x41, 0x54, 0x55, 0x31, 0xed];
-        assert_eq!(cheapest(&push), 0);
-        // sub $16,%rsp; mov %rcx,%r9; mov $128,%ecx; push %r8
-        let prepare = [
-            0x48, 0x83, 0xec, 0x10, 0x49, 0x89, 0xc9, 0xb9, 0x80, 0, 0, 0, 0x41, 0x50,
-        ];
-        assert_eq!(cheapest(&prepare), 12);
-        // mov %rsi,%rdi; push %rbx
-        assert_eq!(cheapest(&[0x48, 0x89, 0xf7, 0x53]), 0);
-        let ends = [0xc3, 0x53];
-        assert_eq!(cheapest(&ends), 0);
-    }
-
     proptest::proptest! {
-        /// No bytes make it panic, and a probe always stands inside of them.
+        /// No bytes make it panic.
         #[test]
-        fn survives_anything(code in proptest::collection::vec(proptest::num::u8::ANY, 0..BYTES)) {
+        fn survives_anything(code in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
             field_returned(&code);
-            let at = usize::try_from(cheapest(&code)).unwrap();
-            proptest::prop_assert!(at == 0 || at < code.len());
         }
     }
 }

@@ -7,25 +7,27 @@ use std::{
 use decnet_trace_common::sqlite::SqliteLayout;
 use rustc_hash::FxHashMap;
 
-use super::code::{BYTES, cheapest, field_returned};
-use crate::python::{
-    ReadError,
-    elf::Elf,
-    maps::{MappedFile, executable, mapped_files},
+use super::code::field_returned;
+use crate::{
+    bpf::site::BYTES,
+    python::{
+        ReadError,
+        elf::Elf,
+        maps::{MappedFile, executable, mapped_files},
+    },
 };
 
 /// How many files are remembered.
 const FILES_MAX: usize = 1024;
 
 /// The functions that are looked for.
-const SYMBOLS: [&str; 9] = [
+const SYMBOLS: [&str; 8] = [
     "sqlite3_prepare_v2",
     "sqlite3_prepare_v3",
     "sqlite3_bind_parameter_count",
     "sqlite3_reset",
     "sqlite3_finalize",
     "sqlite3_errcode",
-    "sqlite3_last_insert_rowid",
     "sqlite3_sql",
     "sqlite3_db_handle",
 ];
@@ -43,8 +45,6 @@ pub struct Library {
     pub finalized: u64,
     /// `sqlite3_errcode`, for its return.
     pub failed: u64,
-    /// `sqlite3_last_insert_rowid`
-    pub single: u64,
     /// Where it keeps what is read of a statement, as far as its code tells.
     pub layout: SqliteLayout,
     elf: Elf,
@@ -65,10 +65,6 @@ impl Library {
             bytes.read_exact_at(&mut code, place).ok()?;
             Some(code)
         };
-        let probe = |name: &str| {
-            let place = place(name)?;
-            Some(place + cheapest(&code(place)?))
-        };
         let field = |name: &str| field_returned(&code(place(name)?)?);
         // The first field of a statement is its database, or this is nothing that is known.
         if field("sqlite3_db_handle")? != 0 {
@@ -77,13 +73,12 @@ impl Library {
         Some(Self {
             prepared: ["sqlite3_prepare_v2", "sqlite3_prepare_v3"]
                 .into_iter()
-                .filter_map(probe)
+                .filter_map(place)
                 .collect(),
-            begun: probe("sqlite3_bind_parameter_count")?,
-            ended: probe("sqlite3_reset")?,
-            finalized: probe("sqlite3_finalize")?,
+            begun: place("sqlite3_bind_parameter_count")?,
+            ended: place("sqlite3_reset")?,
+            finalized: place("sqlite3_finalize")?,
             failed: place("sqlite3_errcode")?,
-            single: probe("sqlite3_last_insert_rowid")?,
             layout: SqliteLayout {
                 sql: field("sqlite3_sql").unwrap_or(0),
                 vars: field("sqlite3_bind_parameter_count").unwrap_or(0),

@@ -29,9 +29,7 @@ struct Story {
 
 impl Story {
     fn new() -> Self {
-        let mut story = Self::default();
-        story.statements.tell_batches();
-        story
+        Self::default()
     }
 
     fn step(&mut self, tid: u32, what: StatementWhat, object: u64, state: [u32; 4], text: &str) {
@@ -70,8 +68,17 @@ impl Story {
         self.step(tid, StatementWhat::Finalized, object, state, text);
     }
 
-    fn single(&mut self, tid: u32) {
-        self.step(tid, StatementWhat::Single, 0, [0; 4], "");
+    fn many(&mut self, tid: u32) {
+        self.step(tid, StatementWhat::Many, 0, [0; 4], "");
+    }
+
+    fn one(&mut self, tid: u32) {
+        self.step(tid, StatementWhat::One, 0, [0; 4], "");
+    }
+
+    fn executed(&mut self, tid: u32, object: u64, text: &str) {
+        self.begun(tid, object, text);
+        self.ended(tid, object, ran(0, 0));
     }
 
     fn failed(&mut self, tid: u32, code: i32) {
@@ -120,70 +127,121 @@ fn queries() {
     let mut story = Story::new();
     story.prepared(1, "SELECT 1");
     story.begun(1, 5, "SELECT 1");
-    story.single(1);
     story.ended(1, 5, ran(3, 0));
     story.begun(1, 5, "SELECT 1");
     story.ended(1, 5, ran(0, 0));
     let first = story.out.first().unwrap();
-    assert_eq!((first.start, first.end), (10, 40));
+    assert_eq!((first.start, first.end), (10, 30));
     assert_eq!((first.tgid, first.tid), (TGID, 1));
     assert_eq!(first.database.as_deref(), Some("/a.db"));
     assert_eq!(first.identity, Identity::from_bits(1));
     assert_eq!(story.told(), [plain("SELECT 1", 3), plain("SELECT 1", 0)]);
 }
 
-/// `executemany` is one statement; the same by `execute` are as many as there were, whether the last
-/// row's id is asked for before the reset (up to 3.10) or after it.
+/// `executemany` is one statement, two of them are two, and the same by `execute` are as many as there were.
 #[test]
 fn batches() {
     let mut story = Story::new();
-    for _ in 0..4 {
-        story.begun(1, 5, "INSERT");
-        story.ended(1, 5, ran(0, 0));
-    }
-    story.begun(1, 6, "UPDATE");
-    story.ended(1, 6, ran(0, 0));
-    let many = ("INSERT".to_owned(), Some(0), Some(4), 0, None);
-    assert_eq!(story.told(), [many, plain("UPDATE", 0)]);
-    for before in [true, false] {
-        for _ in 0..3 {
-            story.begun(1, 5, "INSERT");
-            if before {
-                story.single(1);
-            }
-            story.ended(1, 5, ran(0, 0));
-            if !before {
-                story.single(1);
-            }
+    for _ in 0..2 {
+        story.many(1);
+        for _ in 0..4 {
+            story.executed(1, 5, "INSERT");
         }
-        assert_eq!(story.told(), vec![plain("INSERT", 0); 3]);
+    }
+    story.executed(1, 6, "UPDATE");
+    let many = ("INSERT".to_owned(), Some(0), Some(4), 0, None);
+    assert_eq!(story.told(), [many.clone(), many, plain("UPDATE", 0)]);
+    for _ in 0..3 {
+        story.executed(1, 5, "INSERT");
+    }
+    assert_eq!(story.told(), vec![plain("INSERT", 0); 3]);
+}
+
+/// What is executed by `execute` right behind an `executemany` is not of its batch, even one without rows.
+#[test]
+fn batches_stop_at_execute() {
+    for rows in [0, 3] {
+        let mut story = Story::new();
+        story.many(1);
+        for _ in 0..rows {
+            story.executed(1, 5, "INSERT");
+        }
+        for _ in 0..2 {
+            story.one(1);
+            story.executed(1, 5, "INSERT");
+        }
+        let mut expected = vec![plain("INSERT", 0); 2];
+        if rows > 0 {
+            expected.insert(0, ("INSERT".to_owned(), Some(0), Some(rows), 0, None));
+        }
+        assert_eq!(story.told(), expected);
     }
 }
 
-/// What is executed by `execute` right behind an `executemany` is not of its batch.
+/// What `executemany` has compiled and begun for it comes in between: its text, and a transaction.
+#[test]
+fn batches_that_begin() {
+    let mut story = Story::new();
+    story.executed(1, 6, "UPDATE");
+    story.many(1);
+    story.prepared(1, "INSERT");
+    story.prepared(1, "BEGIN ");
+    story.finalized(1, 9, ran(0, 0), "BEGIN ");
+    story.executed(1, 5, "INSERT");
+    story.executed(1, 5, "INSERT");
+    let many = ("INSERT".to_owned(), Some(0), Some(2), 0, None);
+    assert_eq!(story.told(), [plain("UPDATE", 0), plain("BEGIN ", 0), many]);
+}
+
+/// An `executemany` without any rows executes nothing, and what another owner executes on its thread later is
+/// none of it; nor is what is executed once another statement was.
 #[test]
 fn batches_stop_at_others() {
-    for before in [true, false] {
-        let mut story = Story::new();
-        for last in [false, false, true] {
-            story.begun(1, 5, "INSERT");
-            if last && before {
-                story.single(1);
-            }
-            story.ended(1, 5, ran(0, 0));
-            if last && !before {
-                story.single(1);
-            }
-        }
-        let many = ("INSERT".to_owned(), Some(0), Some(2), 0, None);
-        assert_eq!(story.told(), [many, plain("INSERT", 0)]);
+    let mut story = Story::new();
+    story.many(1);
+    story.begun(2, 5, "INSERT");
+    story.ended(2, 5, ran(0, 0));
+    let step = |story: &mut Story, what, state| {
+        story.now += 10;
+        let step = Step {
+            header: Header {
+                ts: story.now,
+                tgid: TGID,
+                tid: 1,
+                ..Header::default()
+            },
+            object: 5,
+            db: DB,
+            state,
+            what: what as u16,
+            ..Step::default()
+        };
+        let another = Identity::from_bits(99);
+        story
+            .statements
+            .on_step(&step, b"INSERT", b"/a.db", another, &mut story.out);
+    };
+    for _ in 0..2 {
+        step(&mut story, StatementWhat::Begun, READY);
+        step(&mut story, StatementWhat::Ended, ran(0, 0));
     }
+    assert_eq!(story.told(), vec![plain("INSERT", 0); 3]);
+    story.many(1);
+    for (object, text) in [(5, "INSERT"), (6, "UPDATE"), (5, "INSERT"), (5, "INSERT")] {
+        story.executed(1, object, text);
+    }
+    let (insert, update) = (plain("INSERT", 0), plain("UPDATE", 0));
+    assert_eq!(
+        story.told(),
+        [insert.clone(), update, insert.clone(), insert]
+    );
 }
 
 /// The execution that fails stands apart, and a batch is of one thread.
 #[test]
 fn batches_end() {
     let mut story = Story::new();
+    story.many(1);
     for code in [0, 0, 19] {
         story.begun(1, 5, "INSERT");
         story.ended(1, 5, ran(0, code));
@@ -191,10 +249,9 @@ fn batches_end() {
     let many = ("INSERT".to_owned(), Some(0), Some(2), 0, None);
     let failed = ("INSERT".to_owned(), Some(0), None, 0, Some(19));
     assert_eq!(story.told(), [many, failed]);
-    story.begun(1, 5, "INSERT");
-    story.ended(1, 5, ran(0, 0));
-    story.begun(2, 5, "INSERT");
-    story.ended(2, 5, ran(0, 0));
+    story.many(1);
+    story.executed(1, 5, "INSERT");
+    story.executed(2, 5, "INSERT");
     assert_eq!(story.told(), vec![plain("INSERT", 0); 2]);
 }
 
@@ -209,7 +266,6 @@ fn without_parameters() {
     story.finalized(1, 9, ran(0, 0), "BEGIN ");
     assert_eq!(story.told(), []);
     story.begun(1, 5, "INSERT");
-    story.single(1);
     story.ended(1, 5, ran(0, 0));
     story.prepared(1, "COMMIT");
     story.finalized(1, 9, ran(0, 0), "COMMIT");
