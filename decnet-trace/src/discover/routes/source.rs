@@ -375,7 +375,10 @@ fn parameters(reader: &mut Reader<'_, '_>) -> Vec<String> {
     while !matches!(reader.peek(), None | Some(Token::Op(b')'))) {
         names.push(reader.name().unwrap_or_default().to_owned());
         reader.skip();
-        reader.take(b',');
+        if !reader.take(b',') {
+            // The end, or a bracket that closes another: nothing that Python takes.
+            break;
+        }
     }
     names
 }
@@ -435,6 +438,20 @@ mod tests {
             source.scopes[c].names["P"],
             [Binding::Value(Expr::Text("/p".into()))]
         );
+    }
+
+    /// Parameters that another bracket closes come to an end.
+    #[test]
+    fn mismatched_brackets() {
+        for text in [
+            "def f(]:\n    pass\n",
+            "def f(a, }\n",
+            "class C:\n    def f(self, b=1]): pass\n",
+        ] {
+            let source = Source::read(text);
+            assert!(source.scopes.len() > 1, "{text}");
+            assert!(source.scopes.iter().all(|scope| scope.parameters.len() < 3));
+        }
     }
 
     proptest! {
