@@ -81,17 +81,17 @@ pub fn run(
         table.row([depth.to_string(), threads.to_string(), shown]);
     }
     progress.clear();
-    println!(
-        "\n{}\na look at a thread that is not traced takes {refused:.0} ns\n{table}",
-        setup.style.head("samples: the program's time for one")
+    report.section(
+        "samples: the program's time for one",
+        &format!("a look at a thread that is not traced takes {refused:.0} ns"),
+        &table,
     );
     let table = stops(setup, services, progress, report)?;
     progress.clear();
-    println!(
-        "\n{}\n{table}",
-        setup
-            .style
-            .head("samples: for how long 151 threads stand still for one, in µs")
+    report.section(
+        "samples: for how long 151 threads stand still for one, in µs",
+        "",
+        &table,
     );
     Ok(())
 }

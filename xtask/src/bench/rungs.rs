@@ -169,7 +169,7 @@ pub fn run(
     }
     agent.stop()?;
     progress.clear();
-    print!("\n{}\n{table}", setup.style.head("rungs of identity"));
+    report.section("rungs of identity", "", &table);
     Ok(())
 }
 
