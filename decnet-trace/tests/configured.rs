@@ -16,7 +16,11 @@ use std::{
 
 use rustix::process::Signal;
 use support::Agent;
-use xtask::bed::{collector::Collector, process::Folder, service::Service};
+use xtask::bed::{
+    collector::{Collector, Point},
+    process::Folder,
+    service::Service,
+};
 
 /// How long something may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -94,8 +98,8 @@ fn contents(folder: &Path) -> String {
     String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()
 }
 
-/// Secrets in every place that a request can carry one reach no sink: not the file, not the collector,
-/// not the store with its log, not Prometheus, not the table, not the log.
+/// Secrets in every place that a request can carry one reach no sink: not the file, not the collector
+/// as spans, metrics or log records, not the store with its log, not Prometheus, not the table, not the log.
 #[test]
 fn planted_secrets() {
     if !support::can_run() {
@@ -186,6 +190,13 @@ fn planted_secrets() {
         "{scraped}"
     );
     let collected = format!("{:?}", collector.spans().unwrap());
+    // A warning, so that there is one.
+    fs::write(&config, "[routes]\npaterns = 1\n").unwrap();
+    agent.signal(Signal::HUP);
+    wait_until("the agent's events are collected", || {
+        let records = collector.records().unwrap();
+        records.iter().any(|text| text.contains("kept as it was"))
+    });
     let spans = agent.path("spans.jsonl");
     wait_until("the spans stand in the file", || {
         support::spans(&spans).len() >= count
@@ -195,9 +206,15 @@ fn planted_secrets() {
     let stored = contents(&store);
     let written = fs::read_to_string(&spans).unwrap();
     let seen = agent.stop();
+    let records = collector.records().unwrap();
+    let points = collector.points().unwrap();
+    let is_counted = |point: &Point| point.metric == "http.server.request.duration";
+    assert!(points.iter().any(is_counted), "{points:?}");
     let sinks = [
         ("the file", written),
-        ("the collector", collected),
+        ("the collector's spans", collected),
+        ("the collector's metrics", format!("{points:?}")),
+        ("the collector's log records", format!("{records:?}")),
         ("the store and its log", stored),
         ("the closed store", contents(&store)),
         ("Prometheus", scraped),

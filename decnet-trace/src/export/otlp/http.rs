@@ -1,6 +1,10 @@
 //! OTLP/HTTP with binary Protobuf.
 
-use std::{io::Write as _, sync::Arc, time::Duration};
+use std::{
+    io::Write as _,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use flate2::{Compression as Level, write::GzEncoder};
@@ -96,7 +100,7 @@ impl Http {
             .await
             .map_err(|error| broken(&error))?;
         let status = response.status();
-        let delay = retry_after(response.headers());
+        let delay = retry_after(response.headers(), SystemTime::now());
         let body = Limited::new(response.into_body(), ANSWER_MAX)
             .collect()
             .await
@@ -146,11 +150,15 @@ fn headers(config: &OtlpConfig) -> Result<HeaderMap> {
     Ok(map)
 }
 
-/// The seconds that the server asks to wait; a date, which it may give as well, is left to the
-/// back-off.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    value.trim().parse().ok().map(Duration::from_secs)
+/// How long the server asks to wait: seconds, or until a date (RFC 9110, section 10.2.3). A date that has
+/// passed asks for nothing.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let seconds = value.parse().ok().map(Duration::from_secs);
+    seconds.or_else(|| {
+        let date = httpdate::parse_http_date(value).ok()?;
+        date.duration_since(now).ok()
+    })
 }
 
 fn tls(config: &OtlpConfig) -> Result<ClientConfig> {
@@ -181,5 +189,33 @@ fn tls(config: &OtlpConfig) -> Result<ClientConfig> {
         Some((chain, key)) => builder
             .with_client_auth_cert(pem::certificates(chain)?.1, pem::key(key)?.1)
             .map_err(|error| pem::bad(chain, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server's wish is read as seconds and as any date that HTTP allows; what is neither, or has passed, is
+    /// none.
+    #[test]
+    fn reads_retry_after() {
+        // One minute before the date that RFC 9110, section 5.6.7, writes in its three formats.
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777 - 60);
+        let asked = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(value));
+            retry_after(&headers, now)
+        };
+        let minute = Some(Duration::from_secs(60));
+        assert_eq!(asked("60"), minute);
+        assert_eq!(asked("Sun, 06 Nov 1994 08:49:37 GMT"), minute);
+        assert_eq!(asked("Sunday, 06-Nov-94 08:49:37 GMT"), minute);
+        assert_eq!(asked("Sun Nov  6 08:49:37 1994"), minute);
+        assert_eq!(asked("Sun, 06 Nov 1994 08:00:00 GMT"), None);
+        for neither in ["", "-1", "soon", "Sun, 99 Nov 1994 08:49:37 GMT"] {
+            assert_eq!(asked(neither), None, "{neither}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 }
