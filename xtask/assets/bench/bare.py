@@ -1,10 +1,14 @@
 """A bare HTTP/1.1 server on uvloop: it answers whatever it is asked, as cheaply as Python can.
 
-`bare.py HOST...` listens on a free port of each, and prints them. Many connections to it cost little.
+`bare.py HOST...` listens on a free port of each, a process for each, and prints address and pid. Many connections
+to it cost little.
 """
 
 import asyncio
+import ctypes
+import os
 import re
+import signal
 import sys
 
 import uvloop
@@ -40,12 +44,18 @@ class Bare(asyncio.Protocol):
             self.transport.write(b"".join(answers))
 
 
-async def main():
-    loop = asyncio.get_running_loop()
-    servers = [await loop.create_server(Bare, host, 0, backlog=4096) for host in sys.argv[1:]]
-    ports = [server.sockets[0].getsockname() for server in servers]
-    print("listening", *(f"{host}:{port}" for host, port in ports), flush=True)
+async def main(host):
+    server = await asyncio.get_running_loop().create_server(Bare, host, 0, backlog=4096)
+    _, port = server.sockets[0].getsockname()
+    print(f"listening {host}:{port} {os.getpid()}", flush=True)
     await asyncio.Event().wait()
 
 
-uvloop.run(main())
+PR_SET_PDEATHSIG = 1
+first, *others = sys.argv[1:]
+for host in others:
+    if os.fork() == 0:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        first = host
+        break
+uvloop.run(main(first))

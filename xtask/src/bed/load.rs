@@ -189,7 +189,7 @@ impl Load {
         self
     }
 
-    /// Sends the list again and again for so long, instead of a number of times.
+    /// Sends the list again and again for so long, instead of a number of times; at a rate, what is due in that time.
     pub fn duration(mut self, duration: Duration) -> Self {
         self.duration = Some(duration);
         self.count = usize::MAX;
@@ -217,6 +217,13 @@ impl Load {
         )]
         self.rate
             .map(|rate| Duration::from_secs_f64(index as f64 / rate))
+    }
+
+    /// Whether nothing more is sent. At a rate, what was due in time is sent although its time has come late: who leaves
+    /// it out leaves out the longest waits. A service that can do half of the rate is waited for no longer.
+    fn is_over(&self, elapsed: Duration) -> bool {
+        let late = if self.rate.is_some() { 2 } else { 1 };
+        self.duration.is_some_and(|limit| elapsed >= late * limit)
     }
 
     /// Runs the load in this thread, or in as many as were asked for, and returns the truth about
@@ -393,9 +400,7 @@ impl<'a> Worker<'a> {
 
     fn next(&mut self) -> Next {
         let elapsed = self.tickets.start.elapsed();
-        if self.load.stop.load(Ordering::Relaxed)
-            || self.load.duration.is_some_and(|limit| elapsed >= limit)
-        {
+        if self.load.stop.load(Ordering::Relaxed) || self.load.is_over(elapsed) {
             return Next::None;
         }
         let index = match self.ticket.take() {
@@ -406,11 +411,15 @@ impl<'a> Worker<'a> {
             self.ticket = Some(index);
             return Next::None;
         }
-        if let Some(due) = self.load.due(index)
-            && due > elapsed
-        {
-            self.ticket = Some(index);
-            return Next::WaitFor(due - elapsed);
+        if let Some(due) = self.load.due(index) {
+            if self.load.duration.is_some_and(|limit| due >= limit) {
+                self.ticket = Some(index);
+                return Next::None;
+            }
+            if due > elapsed {
+                self.ticket = Some(index);
+                return Next::WaitFor(due - elapsed);
+            }
         }
         Next::Send(index)
     }

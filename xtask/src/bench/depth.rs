@@ -46,7 +46,7 @@ const START: Duration = Duration::from_secs(20);
 /// How long it takes.
 pub fn plan(setup: &Setup) -> Duration {
     let windows =
-        u32::try_from(windows(setup) * (CASES.len() + 1) + 4 * setup.pairs).unwrap_or(u32::MAX);
+        u32::try_from(windows(setup) * (CASES.len() + 1) + 6 * setup.pairs).unwrap_or(u32::MAX);
     windows * setup.window + Duration::from_secs(20)
 }
 
@@ -170,8 +170,8 @@ fn ratio(nanos: u64, hits: u64) -> f64 {
     ratio
 }
 
-/// For how long a process of many threads stands still for one sample: the CPU time that it loses, in
-/// pairs of windows with and without each tool.
+/// For how long a process of many threads stands still for one sample: the CPU time that it loses, in a window with
+/// each tool between two without.
 fn stops(
     setup: &Setup,
     services: &Services,
@@ -181,18 +181,19 @@ fn stops(
     let mut table = Table::new(&["sampled by", "µs per sample"]);
     for name in ["decnet-trace", "py-spy"] {
         let pairs = u32::try_from(setup.pairs).unwrap_or(u32::MAX);
-        progress.step(&format!("samples: {name}"), 2 * pairs * setup.window)?;
+        progress.step(&format!("samples: {name}"), 3 * pairs * setup.window)?;
         let mut lost = Vec::new();
         for _ in 0..setup.pairs {
             let busy = busy(services, 50, 150)?;
-            let without = runs_for(busy.pid(), setup.window, progress)?;
+            let before = runs_for(busy.pid(), setup.window, progress)?;
             let tool = match name {
                 "py-spy" => Tool::py_spy(&py_spy(&services.venv), busy.pid(), STOP_RATE)?,
                 _ => sampler(setup, busy.pid(), STOP_RATE)?,
             };
             let with = runs_for(busy.pid(), setup.window, progress)?;
             tool.stop()?;
-            lost.push(1e6 * (without - with) / f64::from(STOP_RATE));
+            let after = runs_for(busy.pid(), setup.window, progress)?;
+            lost.push(1e6 * (f64::midpoint(before, after) - with) / f64::from(STOP_RATE));
         }
         let shown = report.note(format!("samples/stops/{name}"), "µs", lost);
         table.row([name.to_owned(), shown]);

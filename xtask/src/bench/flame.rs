@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -90,9 +90,10 @@ pub fn run(
             anyhow::Ok(())
         });
         let drawn = progress.sleep(before(setup)).and_then(|()| {
-            let burnt = agent.cpu()?;
+            let (begun, burnt) = (Instant::now(), agent.cpu()?);
             record(setup, agent.pid(), &path)?;
-            Ok(100.0 * (agent.cpu()? - burnt).as_secs_f64() / sampled(setup).as_secs_f64())
+            let burnt = agent.cpu()?.saturating_sub(burnt);
+            Ok(100.0 * burnt.as_secs_f64() / begun.elapsed().as_secs_f64())
         });
         stop.store(true, Ordering::Relaxed);
         match load.join() {
@@ -110,7 +111,10 @@ pub fn run(
     let share = report.note("flame/cpu", "% of a core", vec![share]);
     let size = report.note("flame/size", "bytes", vec![size as f64]);
     let mut table = Table::new(&["", ""]);
-    table.row(["the agent meanwhile, % of a core".to_owned(), share]);
+    table.row([
+        "the agent meanwhile, sampled 997 times a second, % of a core".to_owned(),
+        share,
+    ]);
     table.row(["the flamegraph, bytes".to_owned(), size]);
     table.row(["it is".to_owned(), path.display().to_string()]);
     report.section("flame: the agent at 3,000 requests/s", "", &table);

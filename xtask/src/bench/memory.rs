@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    thread::{UnshareFlags, unshare_unsafe},
+};
 
 use super::{
     Setup,
@@ -26,12 +29,16 @@ use super::{
     table::Table,
 };
 use crate::bed::{
-    load::{Load, Request, Target},
+    load::{Load, Request, Target, monotonic_ns},
     process::{Folder, Process},
 };
 
-/// How many connections one address of the loopback network gets: it has 28,232 ports for them.
-const PER_HOST: usize = 20_000;
+/// How many connections one address of the loopback network gets: it has 28,232 ports for them, and a process
+/// often may open no more than 20,000 files.
+const PER_HOST: usize = 16_700;
+
+/// What starting and ending the agent and what it looks at takes, about.
+const BETWEEN: Duration = Duration::from_secs(5);
 
 /// What the agent does meanwhile: its defaults, 19 Hz and a store among them, for that is promised.
 const ARGS: [&str; 3] = ["--store", "{}/store", "--pid"];
@@ -56,16 +63,37 @@ fn rates(quick: bool) -> &'static [u32] {
     if quick { &[1000] } else { &[100, 1000, 3000] }
 }
 
-/// How long each state is looked at.
-fn look(setup: &Setup) -> Duration {
-    3 * setup.window
+/// What a sample of the agent's CPU time is of, at least: it stores once a second, and a sample holds the like of
+/// any other.
+const SAMPLE: Duration = Duration::from_secs(3);
+
+/// How long a state is looked at. What the agent may take is said of `goal`s.
+fn look(setup: &Setup, goal: bool) -> Duration {
+    let look = 3 * setup.window;
+    match (setup.quick, goal) {
+        (true, _) => look,
+        (false, true) => look.max(10 * SAMPLE),
+        (false, false) => look.max(3 * SAMPLE),
+    }
+}
+
+/// Whether there is a goal for that many processes.
+fn is_goal_of_processes(count: usize) -> bool {
+    count == 50
+}
+
+/// Whether there is a goal for that many requests a second.
+fn is_goal_of_rate(rate: u32) -> bool {
+    rate == 1000
 }
 
 /// How long it takes.
 pub fn plan(setup: &Setup) -> Duration {
-    let states =
-        processes(setup.quick).len() + connections(setup.quick).len() + rates(setup.quick).len();
-    u32::try_from(states).unwrap_or(1) * (look(setup) + Duration::from_secs(5)) + setup.growth
+    let goals = (processes(setup.quick).iter().copied()).map(is_goal_of_processes);
+    let goals = goals.chain(rates(setup.quick).iter().copied().map(is_goal_of_rate));
+    let goals = goals.chain(connections(setup.quick).iter().map(|_| false));
+    let states = goals.map(|goal| look(setup, goal) + BETWEEN);
+    states.sum::<Duration>() + setup.growth
 }
 
 /// The agent at one moment after another.
@@ -84,14 +112,17 @@ impl Seen {
         let mut seen = Self::default();
         let start = Instant::now();
         let step = (time / 10).clamp(Duration::from_millis(100), Duration::from_secs(10));
+        let sample = SAMPLE.min(time);
         let mut last = (Instant::now(), agent.cpu()?);
         while start.elapsed() < time {
             progress.sleep(step)?;
             let now = (Instant::now(), agent.cpu()?);
-            let burnt = now.1.saturating_sub(last.1).as_secs_f64();
-            seen.cpu
-                .push(100.0 * burnt / (now.0 - last.0).as_secs_f64());
-            last = now;
+            if now.0 - last.0 >= sample {
+                let burnt = now.1.saturating_sub(last.1).as_secs_f64();
+                let share = burnt / (now.0 - last.0).as_secs_f64();
+                seen.cpu.push(100.0 * share);
+                last = now;
+            }
             #[expect(clippy::cast_precision_loss, reason = "below 2^52")]
             let rss = rss_kib(agent.pid())? as f64 / 1024.0;
             seen.rss.push((start.elapsed().as_secs_f64(), rss));
@@ -100,6 +131,15 @@ impl Seen {
         let maps = BpfUse::of(agent.pid())?.map_bytes as f64 / f64::from(1 << 20);
         seen.maps = maps;
         Ok(seen)
+    }
+
+    /// How resident memory grows, in KiB a minute, in three stretches one after the other. What is allocated once, as
+    /// the load begins, is not growth: the first third of the time is none of them.
+    fn growth(&self) -> Vec<f64> {
+        let settled = &self.rss[self.rss.len() / 3..];
+        let stretches = settled.chunks(settled.len().div_ceil(3).max(2));
+        let slopes = stretches.filter_map(slope);
+        slopes.map(|mib| mib * 60.0 * 1024.0).collect()
     }
 
     /// Notes the figures; gives the cells of a row.
@@ -125,6 +165,7 @@ pub fn run(
 ) -> Result<()> {
     let mut table = Table::new(&[
         "agent beside",
+        "requests/s",
         "resident, MiB",
         "eBPF maps, MiB",
         "CPU, % of a core",
@@ -133,40 +174,34 @@ pub fn run(
         let what = format!("{count} idle processes");
         progress.step(
             &format!("memory, {what}"),
-            look(setup) + Duration::from_secs(5),
+            look(setup, is_goal_of_processes(count)) + BETWEEN,
         )?;
         let seen = idle(setup, services, count, progress)?;
         let [rss, maps, cpu] = seen.note(&format!("memory/processes/{count}"), report);
-        table.row([what, rss, maps, cpu]);
+        table.row([what, "0".to_owned(), rss, maps, cpu]);
     }
     for &count in connections(setup.quick) {
         let what = format!("{count} connections");
-        progress.step(
-            &format!("memory, {what}"),
-            look(setup) + Duration::from_secs(5),
-        )?;
+        progress.step(&format!("memory, {what}"), look(setup, false) + BETWEEN)?;
         match connected(setup, services, count, progress)? {
-            Ok(seen) => {
-                let [rss, maps, cpu] = seen.note(&format!("memory/connections/{count}"), report);
-                table.row([what, rss, maps, cpu]);
+            Ok((seen, reached)) => {
+                let id = format!("memory/connections/{count}");
+                let [rss, maps, cpu] = seen.note(&id, report);
+                let rate = report.note(format!("{id}/rate"), "requests/s", vec![reached]);
+                table.row([what, rate, rss, maps, cpu]);
             }
             Err(why) => report.skipped.push(format!("{what}: {why}")),
         }
     }
     for &rate in rates(setup.quick) {
         let what = format!("{rate} requests/s");
-        progress.step(
-            &format!("memory, {what}"),
-            look(setup) + Duration::from_secs(5),
-        )?;
-        let (seen, reached) = at_rate(setup, services, rate, look(setup), progress)?;
-        let [rss, maps, cpu] = seen.note(&format!("memory/rate/{rate}"), report);
-        let short = if reached < 0.95 {
-            format!(", only {:.0} % of them reached", 100.0 * reached)
-        } else {
-            String::new()
-        };
-        table.row([what + &short, rss, maps, cpu]);
+        let look = look(setup, is_goal_of_rate(rate));
+        progress.step(&format!("memory, {what}"), look + BETWEEN)?;
+        let (seen, reached) = at_rate(setup, services, rate, look, progress)?;
+        let id = format!("memory/rate/{rate}");
+        let [rss, maps, cpu] = seen.note(&id, report);
+        let reached = report.note(format!("{id}/rate"), "requests/s", vec![reached]);
+        table.row(["a service".to_owned(), reached, rss, maps, cpu]);
     }
     let minutes = setup.growth.as_secs_f64() / 60.0;
     progress.step(
@@ -174,10 +209,7 @@ pub fn run(
         setup.growth,
     )?;
     let (seen, _) = at_rate(setup, services, 1000, setup.growth, progress)?;
-    // What is allocated once, as the load begins, is not growth.
-    let settled = &seen.rss[seen.rss.len() / 3..];
-    let growth = slope(settled).map(|mib_per_second| mib_per_second * 60.0 * 1024.0);
-    let shown = report.note("memory/growth", "KiB/min", growth.into_iter().collect());
+    let shown = report.note("memory/growth", "KiB/min", seen.growth());
     progress.clear();
     let growth = format!("growth over {minutes:.1} min at 1,000 requests/s: {shown} KiB/min");
     report.section("memory: run --pid, its defaults", &growth, &table);
@@ -214,7 +246,7 @@ fn idle(setup: &Setup, services: &Services, count: usize, progress: &Progress) -
         .context("the agent does not trace all of them")?;
     // Until all of them have been looked into.
     settle(&agent, progress)?;
-    Seen::of(&agent, look(setup), progress)
+    Seen::of(&agent, look(setup, is_goal_of_processes(count)), progress)
 }
 
 /// Waits until the agent has nothing more to do with its targets.
@@ -229,49 +261,67 @@ fn settle(agent: &Tool, progress: &Progress) -> Result<()> {
     }
 }
 
-/// Beside a server with so many connections, on each of which requests are made. An inner error: this
-/// system does not allow so many.
+/// Beside a server with so many connections, on each of which requests are made; also how many requests a second
+/// there were. An inner error: this system does not allow so many.
 fn connected(
     setup: &Setup,
     services: &Services,
     count: usize,
     progress: &Progress,
-) -> Result<Result<Seen, String>> {
-    if let Err(why) = allow_files(count as u64 + 1000) {
-        return Ok(Err(format!("{why:#}")));
-    }
+) -> Result<Result<(Seen, f64), String>> {
     let hosts: Vec<_> = (0..count.div_ceil(PER_HOST))
         .map(|n| format!("127.0.0.{}", n + 1))
         .collect();
+    let share = count.div_ceil(hosts.len());
+    if let Err(why) = allow_files(share as u64 + 1000) {
+        return Ok(Err(format!("{why:#}")));
+    }
     let server = services
         .cpus
         .on_service(|| Bare::start(&services.venv, &hosts))??;
     let agent = agent(setup, server.pid())?;
     let stop = Arc::new(AtomicBool::new(false));
     thread::scope(|scope| {
-        let share = count.div_ceil(hosts.len());
         let loads: Vec<_> = server
             .addrs
             .iter()
             .map(|&addr| {
                 let load = load(addr).connections(share).stop_on(&stop);
-                scope.spawn(move || load.run())
+                scope.spawn(move || {
+                    own_files()?;
+                    load.run()
+                })
             })
             .collect();
-        let seen = loaded(&server, count, &loads, progress)
-            .and_then(|()| Seen::of(&agent, look(setup), progress));
+        let seen = loaded(&server, count, &loads, progress).and_then(|()| {
+            let begun = monotonic_ns();
+            let seen = Seen::of(&agent, look(setup, false), progress)?;
+            Ok((seen, begun..monotonic_ns()))
+        });
         stop.store(true, Ordering::Relaxed);
+        let mut ends = Vec::new();
         for load in loads {
             match load.join() {
-                Ok(truths) => drop(truths?),
+                Ok(truths) => ends.extend(truths?.iter().map(|truth| truth.end)),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        seen.map(Ok)
+        let (seen, time) = seen?;
+        let answered = ends.iter().filter(|end| time.contains(end)).count();
+        #[expect(clippy::cast_precision_loss, reason = "below 2^52")]
+        let rate = answered as f64 * 1e9 / (time.end - time.start).max(1) as f64;
+        Ok(Ok((seen, rate)))
     })
 }
 
-/// Waits until a server holds so many connections, and each had a request.
+/// Gives this thread a table of open files of its own, so that each thread that connects may have as many open as
+/// a process may.
+fn own_files() -> Result<()> {
+    // SAFETY: what this thread opens from now on, it alone knows of, and what was open stays open in its copy.
+    unsafe { unshare_unsafe(UnshareFlags::FILES) }.context("cannot have files of one's own")
+}
+
+/// Waits until a server's processes, one for each address, hold so many connections, and each had a request.
 fn loaded<T>(
     server: &Bare,
     count: usize,
@@ -281,9 +331,7 @@ fn loaded<T>(
     let end = Instant::now() + Duration::from_secs(120);
     loop {
         progress.sleep(Duration::from_millis(300))?;
-        let open = std::fs::read_dir(format!("/proc/{}/fd", server.pid()))
-            .context("the server is gone")?
-            .count();
+        let open: usize = server.pids.iter().map(|pid| open_files(*pid)).sum();
         if open >= count {
             break;
         }
@@ -295,7 +343,11 @@ fn loaded<T>(
     progress.sleep(Duration::from_secs_f64(0.5 + count as f64 / 20_000.0))
 }
 
-/// Beside a server that gets so many requests a second; also which share of them it was.
+fn open_files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// Beside a server that gets so many requests a second; also how many it really were.
 fn at_rate(
     setup: &Setup,
     services: &Services,
@@ -333,7 +385,7 @@ fn at_rate(
             Ok(reached) => reached?,
             Err(panic) => std::panic::resume_unwind(panic),
         };
-        Ok((seen?, reached / f64::from(rate)))
+        Ok((seen?, reached))
     })
 }
 
@@ -378,5 +430,24 @@ mod tests {
         let [rss, ..] = seen.note("memory/x", &mut report);
         assert!(rss.starts_with("11.0 "), "{rss}");
         assert_eq!(report.figures.len(), 3);
+    }
+
+    /// What is allocated as the load begins is not growth; what goes on is, in each of three stretches.
+    #[test]
+    fn growth() {
+        let seen = |after: f64| Seen {
+            rss: (0..30)
+                .map(f64::from)
+                .map(|n| (10.0 * n, 50.0 + n.min(8.0) + after * (n - 8.0).max(0.0)))
+                .collect(),
+            ..Seen::default()
+        };
+        assert_eq!(seen(0.0).growth(), [0.0; 3]);
+        let growing = seen(1.0 / 1024.0).growth();
+        assert!(growing.len() == 3, "{growing:?}");
+        assert!(
+            growing.iter().all(|kib| (kib - 6.0).abs() < 1e-6),
+            "{growing:?}"
+        );
     }
 }

@@ -82,7 +82,7 @@ pub struct BenchArgs {
     /// Compare with the figures in this file, which an earlier run wrote
     #[arg(long, value_name = "FILE")]
     pub compare: Option<PathBuf>,
-    /// For how many minutes to watch whether memory grows [default: 10, quick 0.2]
+    /// For how many minutes to watch whether memory grows [default: 30, quick 0.2]
     #[arg(long, value_name = "MINUTES")]
     pub minutes: Option<f64>,
     /// The agent to measure, instead of one built from this tree
@@ -122,7 +122,7 @@ impl Setup {
         if !(0.1..=600.0).contains(&seconds) {
             bail!("--window {seconds} is no length to measure for: say 0.1 to 600 seconds");
         }
-        let minutes = args.minutes.unwrap_or(if args.quick { 0.2 } else { 10.0 });
+        let minutes = args.minutes.unwrap_or(if args.quick { 0.2 } else { 30.0 });
         if !(0.01..=10_000.0).contains(&minutes) {
             bail!("--minutes {minutes} is no time to watch for: say 0.01 to 10000 minutes");
         }
@@ -238,13 +238,12 @@ pub fn run(args: &BenchArgs) -> Result<Report> {
     println!("this takes about {}", minutes(planned));
     let noise = busy()?;
     if noise > 0.1 {
-        println!(
-            "{}",
-            style.bad(&format!(
-                "the machine is busy: others take {:.0} % of its CPUs, and the figures are worth little",
-                100.0 * noise
-            ))
+        let note = format!(
+            "The machine was busy: others took {:.0} % of its CPUs as the run began, and the figures are worth little",
+            100.0 * noise
         );
+        println!("{}", style.bad(&note));
+        report.notes.push(note);
     }
     let mut progress = Progress::start(planned)?;
     let json = match &args.json {
@@ -252,17 +251,23 @@ pub fn run(args: &BenchArgs) -> Result<Report> {
         None => services::folder()?.join(format!("{}.json", name(args.kind))),
     };
     for part in parts {
+        let done = (part.run)(&setup, &services, &mut progress, &mut report);
+        progress.clear();
         // A load that is stopped fails: why it was stopped says more.
-        (part.run)(&setup, &services, &mut progress, &mut report)
-            .or_else(|why| progress.check().and(Err(why)))?;
-        // What is done is kept, should a later part fail.
+        let stopped = progress.check();
+        if let Err(why) = done
+            && stopped.is_ok()
+        {
+            report.failed(format!("{}: {why:#}", name(part.kind)));
+        }
+        // What is done is kept.
         report.write(&json)?;
         if let Some(path) = &args.markdown {
             fs::write(path, report.document())
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
+        stopped?;
     }
-    progress.clear();
     let goals = report.goals(style);
     if !goals.is_empty() {
         println!("\n{goals}");
@@ -275,6 +280,9 @@ pub fn run(args: &BenchArgs) -> Result<Report> {
         );
     }
     say(format!("figures: {}", json.display()));
+    if let Some(first) = report.failures.first() {
+        bail!("{first}; what else was asked for was measured");
+    }
     Ok(report)
 }
 

@@ -15,7 +15,7 @@ use super::{
     agent::Tool,
     progress::Progress,
     report::{Report, number},
-    services::{Pace, Scenario, Services, Window, of, py_spy, window},
+    services::{Pace, Scenario, Services, Window, of, py_spy, settled},
     stats::median,
     table::Table,
 };
@@ -23,6 +23,10 @@ use crate::bed::service::Service;
 
 /// What starting and ending a tool takes, about.
 const ATTACH: Duration = Duration::from_millis(1500);
+
+/// How long the agent is at work under load before it is measured: seen from outside, it does the last of what it does
+/// once, name the first samples' stacks, some 2.3 s after it has attached.
+const AGENT_SETTLES: Duration = Duration::from_millis(2500);
 
 /// The share of what a service can do that the fixed rate is.
 const FIXED_SHARE: f64 = 0.4;
@@ -200,10 +204,19 @@ impl Variant {
         self.what
     }
 
-    /// Whether it is measured in this round. What the agent is compared with needs no narrow interval: it is
-    /// measured in every other one.
-    fn is_due(&self, round: usize) -> bool {
-        matches!(self.kind, Kind::Agent(_)) || round.is_multiple_of(2)
+    /// What comes before its window, to let caches, connections and the tool settle. The agent goes on when its hooks
+    /// are attached: it reads the interpreter and arms what the first requests show to be needed.
+    fn warm_up(&self, setup: &Setup) -> Duration {
+        let least = warm_up(setup.window);
+        match self.kind {
+            Kind::Agent(_) if !setup.quick => least.max(AGENT_SETTLES),
+            _ => least,
+        }
+    }
+
+    /// What a pair of windows takes, the tool's start and end among it.
+    fn cost(&self, setup: &Setup) -> Duration {
+        2 * setup.window + warm_up(setup.window) + self.warm_up(setup) + ATTACH
     }
 
     /// The agent's arguments, for that service.
@@ -238,6 +251,7 @@ fn variants(scenario: &str, pace: Pace, quick: bool) -> Vec<Variant> {
             "pyinstrument",
         ],
         ("plain", Pace::Saturated) if !quick => &["agent", "sampled", "everything"],
+        ("postgres", Pace::Saturated) if !quick => &["agent", "everything", "otel"],
         (_, Pace::Saturated) if !quick => &["agent", "everything"],
         _ => &["agent"],
     };
@@ -256,34 +270,23 @@ fn paces(scenario: &str, quick: bool) -> &'static [Pace] {
     }
 }
 
-/// How many rounds there are at a pace.
-fn rounds(setup: &Setup, pace: Pace) -> usize {
-    match pace {
-        Pace::Saturated => setup.pairs,
-        Pace::Fixed(_) => setup.pairs.div_ceil(2),
-    }
-}
-
-/// What comes before a window, to let caches and connections settle.
+/// What comes before a window without a tool, on the same connections.
 fn warm_up(window: Duration) -> Duration {
     (window / 6).max(Duration::from_millis(200))
 }
 
 /// How long it takes.
 pub fn plan(setup: &Setup) -> Duration {
-    let each = setup.window + warm_up(setup.window);
-    let mut windows = 0;
+    let mut planned = Duration::ZERO;
     for scenario in &setup.scenarios {
+        planned += Duration::from_secs(12);
         for &pace in paces(scenario.name, setup.quick) {
-            for variant in variants(scenario.name, pace, setup.quick) {
-                let rounds = 0..rounds(setup, pace);
-                windows += rounds.filter(|round| variant.is_due(*round)).count();
-            }
+            let variants = variants(scenario.name, pace, setup.quick);
+            let round: Duration = variants.iter().map(|variant| variant.cost(setup)).sum();
+            planned += round * u32::try_from(setup.pairs).unwrap_or(u32::MAX);
         }
     }
-    let windows = u32::try_from(windows).unwrap_or(u32::MAX);
-    windows * (2 * each + ATTACH)
-        + Duration::from_secs(12) * u32::try_from(setup.scenarios.len()).unwrap_or(1)
+    planned
 }
 
 /// The services of one route: the plain one, and one for each tool that works inside of a process.
@@ -407,31 +410,57 @@ pub fn run(
     report: &mut Report,
 ) -> Result<()> {
     for &scenario in &setup.scenarios {
-        let mut saturated = None;
-        let all = variants(scenario.name, Pace::Saturated, setup.quick);
-        let fleet = Fleet::start(services, &all)?;
-        for &pace in paces(scenario.name, setup.quick) {
-            let pace = match (pace, saturated) {
-                (Pace::Fixed(_), Some(throughput)) => Pace::Fixed(round(FIXED_SHARE * throughput)),
-                (pace, _) => pace,
-            };
-            let run = Run {
-                setup,
-                services,
-                plain: &fleet.plain,
-                inside: &fleet.inside,
-                scenario,
-                pace,
-            };
-            let variants = variants(scenario.name, pace, setup.quick);
-            let pairs = run.pairs("overhead", &variants, progress)?;
-            let untraced: Vec<_> = pairs.without.iter().map(|w| w.throughput).collect();
-            saturated = saturated.or_else(|| median(&untraced));
-            progress.clear();
-            run.table(&pairs, report);
+        // What others show is kept.
+        if let Err(why) = route(scenario, setup, services, progress, report) {
+            progress.check()?;
+            report.failed(format!("overhead, {}: {why:#}", scenario.name));
         }
     }
     Ok(())
+}
+
+/// Measures one route, at all its paces.
+fn route(
+    scenario: Scenario,
+    setup: &Setup,
+    services: &Services,
+    progress: &mut Progress,
+    report: &mut Report,
+) -> Result<()> {
+    let mut saturated = None;
+    let all = variants(scenario.name, Pace::Saturated, setup.quick);
+    let fleet = Fleet::start(services, &all)?;
+    for &pace in paces(scenario.name, setup.quick) {
+        let pace = match (pace, saturated) {
+            (Pace::Fixed(_), Some(throughput)) => Pace::Fixed(round(FIXED_SHARE * throughput)),
+            (pace, _) => pace,
+        };
+        let run = Run {
+            setup,
+            services,
+            plain: &fleet.plain,
+            inside: &fleet.inside,
+            scenario,
+            pace,
+        };
+        let variants = variants(scenario.name, pace, setup.quick);
+        let pairs = run.pairs("overhead", &variants, progress)?;
+        let untraced: Vec<_> = pairs.without.iter().map(|w| w.throughput).collect();
+        saturated = saturated.or_else(|| median(&untraced));
+        progress.clear();
+        run.table(&pairs, report);
+    }
+    Ok(())
+}
+
+/// Those that are numbers: all, or none where a window has too few requests for a quantile.
+fn told(samples: impl Iterator<Item = f64>) -> Vec<f64> {
+    let all: Vec<_> = samples.collect();
+    if all.iter().all(|value| value.is_finite()) {
+        all
+    } else {
+        Vec::new()
+    }
 }
 
 /// A rate that is easy to read.
@@ -458,17 +487,13 @@ impl Run<'_> {
     fn pairs(&self, kind: &str, variants: &[Variant], progress: &mut Progress) -> Result<Pairs> {
         let mut pairs = Pairs::default();
         let stop = Arc::clone(progress.stop());
-        let each = self.setup.window + warm_up(self.setup.window);
-        let rounds = rounds(self.setup, self.pace);
+        let rounds = self.setup.pairs;
         let mut before = self.without(&stop)?;
         pairs.without.push(before);
         for round in 0..rounds {
             for n in 0..variants.len() {
                 // Each round begins with another one: none always follows the same.
                 let variant = variants[(n + round) % variants.len()];
-                if !variant.is_due(round) {
-                    continue;
-                }
                 progress.step(
                     &format!(
                         "{kind}, {}, {}: {}, {} of {rounds}",
@@ -477,7 +502,7 @@ impl Run<'_> {
                         variant.name,
                         round + 1,
                     ),
-                    2 * each + ATTACH,
+                    variant.cost(self.setup),
                 )?;
                 let (with, outside) = self.with(variant, &stop)?;
                 let after = self.without(&stop)?;
@@ -493,29 +518,31 @@ impl Run<'_> {
                 before = after;
             }
         }
-        // As many as it takes to compare one with two others.
-        while pairs.without.len() < 3 {
+        // As many as it takes to know the noise as well as what is compared with it.
+        while pairs.noise().len() < rounds {
             pairs.without.push(self.without(&stop)?);
+            progress.check()?;
         }
         Ok(pairs)
     }
 
     fn without(&self, stop: &Arc<AtomicBool>) -> Result<Window> {
-        self.measured(self.plain, None, stop)
+        self.measured(self.plain, None, warm_up(self.setup.window), stop)
             .map(|(window, _)| window)
     }
 
     fn with(&self, variant: Variant, stop: &Arc<AtomicBool>) -> Result<(Window, Option<f64>)> {
         let pid = self.plain.pid;
+        let warm_up = variant.warm_up(self.setup);
         let tool = match variant.kind {
             Kind::Inside(tool) => {
                 let service = self.inside.get(tool).context("no such service")?;
-                return self.measured(service, None, stop);
+                return self.measured(service, None, warm_up, stop);
             }
             Kind::PySpy(rate) => Tool::py_spy(&py_spy(&self.services.venv), pid, rate)?,
             Kind::Agent(_) => self.agent(&self.setup.agent, variant, pid)?,
         };
-        let measured = self.measured(self.plain, Some(&tool), stop)?;
+        let measured = self.measured(self.plain, Some(&tool), warm_up, stop)?;
         tool.stop()?;
         Ok(measured)
     }
@@ -531,17 +558,19 @@ impl Run<'_> {
         &self,
         service: &Service,
         tool: Option<&Tool>,
+        warm_up: Duration,
         stop: &Arc<AtomicBool>,
     ) -> Result<(Window, Option<f64>)> {
-        let window = |time| window(self.scenario, of(service), self.pace, time, stop);
-        window(warm_up(self.setup.window))?;
-        let before = tool.map(Tool::cpu).transpose()?;
-        let seen = window(self.setup.window)?;
-        let after = tool.map(Tool::cpu).transpose()?;
+        let (seen, outside) = settled(
+            self.scenario,
+            of(service),
+            tool.map(Tool::pid),
+            self.pace,
+            [warm_up, self.setup.window],
+            stop,
+        )?;
         #[expect(clippy::cast_precision_loss, reason = "below 2^52")]
-        let outside = after.zip(before).map(|(after, before)| {
-            after.saturating_sub(before).as_secs_f64() * 1e6 / seen.requests as f64
-        });
+        let outside = outside.map(|burnt| burnt.as_secs_f64() * 1e6 / seen.requests as f64);
         Ok((seen, outside))
     }
 
@@ -562,7 +591,7 @@ impl Run<'_> {
                 "cpu" => ("us/request", "µs of CPU per request"),
                 _ => ("ms", "ms"),
             };
-            let samples: Vec<_> = pairs.without.iter().map(*metric).collect();
+            let samples = told(pairs.without.iter().map(*metric));
             let value = median(&samples).map_or_else(|| "-".to_owned(), number);
             report.note(format!("{id}/untraced/{name}"), unit, samples);
             absolute.push(match *name {
@@ -588,7 +617,7 @@ impl Run<'_> {
             let id = format!("{id}/{name}");
             let mut row = vec![what.to_owned()];
             for (name, metric) in METRICS {
-                let ratios = pairs.iter().map(|pair| pair.ratio(*metric)).collect();
+                let ratios = told(pairs.iter().map(|pair| pair.ratio(*metric)));
                 row.push(report.note(format!("{id}/{name}"), "ratio", ratios));
             }
             let more = pairs.iter().map(Pair::cpu_more).collect();
@@ -607,8 +636,8 @@ impl Run<'_> {
         report.section(
             &format!("{}: {}, {pace}", self.scenario.name, self.scenario.what),
             &format!(
-                "{} pairs of {} s (of what the agent is compared with, half as many); untraced: {}",
-                rounds(self.setup, self.pace),
+                "{} pairs of windows of {} s; untraced: {}",
+                self.setup.pairs,
                 self.setup.window.as_secs_f64(),
                 absolute.join(", ")
             ),
@@ -662,8 +691,7 @@ mod tests {
         assert_eq!(noise, [1.0, 1.0]);
     }
 
-    /// The agent's defaults are measured on all routes, in every round; what it is compared with, in every
-    /// other.
+    /// The agent's defaults are measured on all routes.
     #[test]
     fn always_there() {
         for scenario in super::super::services::SCENARIOS {
@@ -671,15 +699,16 @@ mod tests {
                 for &pace in paces(scenario.name, quick) {
                     let first = variants(scenario.name, pace, quick)[0];
                     assert_eq!(first.name, "agent", "{}", scenario.name);
-                    assert!((0..4).all(|round| first.is_due(round)));
                 }
             }
         }
-        let other = Variant::named("memray").unwrap();
-        assert_eq!(
-            [0, 1, 2, 3].map(|round| other.is_due(round)),
-            [true, false, true, false]
-        );
+    }
+
+    /// A quantile that one window cannot tell is told of none.
+    #[test]
+    fn untold() {
+        assert_eq!(told([1.0, 2.0].into_iter()), [1.0, 2.0]);
+        assert!(told([1.0, f64::NAN].into_iter()).is_empty());
     }
 
     /// The agent's arguments name the service and the backend.

@@ -31,9 +31,14 @@ use crate::{
 /// Requests a second while spans are timed.
 const RATE: f64 = 300.0;
 
-/// How long the agent's own records are taken.
-fn recording(setup: &Setup) -> Duration {
-    setup.window.min(Duration::from_secs(2))
+/// How long the agent's own records are taken: longer where requests take long.
+fn recording(setup: &Setup, route: Scenario) -> Duration {
+    let time = setup.window.min(Duration::from_secs(2));
+    match route.name {
+        "rows" => 6 * time,
+        "calls" => 2 * time,
+        _ => time,
+    }
 }
 
 /// CPU time per sample.
@@ -64,8 +69,10 @@ fn routes(setup: &Setup) -> Result<Vec<Scenario>> {
 
 /// How long it takes.
 pub fn plan(setup: &Setup) -> Duration {
-    let routes = if setup.quick { 1 } else { 3 };
-    routes * (recording(setup) + Duration::from_secs(3) + replaying(setup))
+    let routes = routes(setup).unwrap_or_default();
+    let each =
+        |route: &Scenario| recording(setup, *route) + Duration::from_secs(3) + replaying(setup);
+    routes.iter().map(each).sum::<Duration>()
         + 3 * setup.window.max(Duration::from_secs(2))
         + Duration::from_secs(10)
 }
@@ -109,7 +116,7 @@ pub fn run(
     let service = services.service(None)?;
     for route in routes(setup)? {
         let what = format!("pipeline, {}", route.name);
-        progress.step(&what, recording(setup) + Duration::from_secs(3))?;
+        progress.step(&what, recording(setup, route) + Duration::from_secs(3))?;
         let trace = folder()?.join(format!("{}.records", route.name));
         record(setup, &program, route, &service, &trace, progress)?;
         progress.step(&what, replaying(setup))?;
@@ -152,7 +159,7 @@ fn record(
     trace: &Path,
     progress: &Progress,
 ) -> Result<()> {
-    let time = recording(setup);
+    let time = recording(setup, route);
     let dir = Folder::new()?;
     let mut command = Command::new(program);
     command
@@ -281,8 +288,8 @@ fn latency(
     report: &mut Report,
 ) -> Result<()> {
     let plain = scenario("plain")?;
-    let mut waits = Waits::default();
     let (mut starts, mut firsts) = (Vec::new(), Vec::new());
+    let (mut middles, mut slowest) = (Vec::new(), Vec::new());
     // Long enough for the first spans to come.
     let time = setup.window.max(Duration::from_secs(2));
     let rounds = 3;
@@ -298,16 +305,20 @@ fn latency(
         ];
         let agent = Tool::agent(&setup.agent, &args.map(str::to_owned))?;
         let attached = Instant::now();
+        let mut waits = Waits::default();
         let path = agent.folder().join("spans");
         let load = std::thread::scope(|scope| {
             let load = scope
                 .spawn(|| window(plain, of(service), Pace::Fixed(RATE), time, progress.stop()));
             let mut tail = Tail::default();
             let mut first = None;
-            while !load.is_finished() {
+            // Those of the last requests come after it.
+            let mut end = None;
+            while end.is_none_or(|end: Instant| end.elapsed() < Duration::from_secs(2)) {
                 std::thread::sleep(Duration::from_millis(2));
                 let found = tail.read(&path, &mut waits);
                 first = first.or_else(|| found.then(|| attached.elapsed()));
+                end = end.or_else(|| load.is_finished().then(Instant::now));
             }
             firsts.extend(first.map(|first| first.as_secs_f64()));
             load.join()
@@ -319,9 +330,12 @@ fn latency(
         progress.check()?;
         starts.push(agent.start.as_secs_f64());
         agent.stop()?;
-    }
-    if waits.0.is_empty() {
-        bail!("no span came while the load went on");
+        if firsts.len() < starts.len() {
+            bail!("no span came for {} s", time.as_secs());
+        }
+        for (quantiles, q) in [(&mut middles, 0.5), (&mut slowest, 0.99)] {
+            quantiles.push(waits.quantile(q));
+        }
     }
     let mut table = Table::new(&["", "", "unit"]);
     let mut line = |what: &str, id: &str, unit: &str, samples| {
@@ -340,12 +354,12 @@ fn latency(
         "s",
         firsts,
     );
-    for (name, q) in [("p50", 0.5), ("p99", 0.99)] {
+    for (name, waits) in [("p50", middles), ("p99", slowest)] {
         line(
             &format!("from a request's end to its span in the file, {name}"),
             &format!("latency/{name}"),
             "ms",
-            vec![waits.quantile(q)],
+            waits,
         );
     }
     progress.clear();

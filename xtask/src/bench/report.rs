@@ -31,6 +31,12 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// What was left out, and why.
     pub skipped: Vec<String>,
+    /// What to know of the run as a whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// What failed, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<String>,
     /// The tables, as Markdown.
     #[serde(skip)]
     pub markdown: String,
@@ -111,6 +117,8 @@ const GOALS: &[(&str, &str, Goal)] = &[
     ("memory/rate/1000/", "/cpu", Goal::AtMost(1.0)),
     ("memory/rate/1000/", "/rss", Goal::AtMost(60.0)),
     ("memory/processes/50/", "/cpu", Goal::AtMost(0.1)),
+    // None; pages come and go one by one.
+    ("memory/", "growth", Goal::AtMost(1.0)),
     ("pipeline/start/", "/attached", Goal::AtMost(1.0)),
     ("pipeline/start/", "/first_span", Goal::AtMost(1.0)),
 ];
@@ -181,6 +189,8 @@ impl Report {
             machine,
             figures: Vec::new(),
             skipped: Vec::new(),
+            notes: Vec::new(),
+            failures: Vec::new(),
             markdown: String::new(),
         }
     }
@@ -214,8 +224,14 @@ impl Report {
         if self.quick {
             text += "A quick run: its figures mean little.\n\n";
         }
+        for note in &self.notes {
+            text += &format!("{note}.\n\n");
+        }
         for skipped in &self.skipped {
             text += &format!("Left out: {skipped}.\n\n");
+        }
+        for failure in &self.failures {
+            text += &format!("Failed: {failure}.\n\n");
         }
         let goals = self.goal_table(Style::plain());
         if !goals.is_empty() {
@@ -224,6 +240,12 @@ impl Report {
         text += self.markdown.trim_end();
         text.push('\n');
         text
+    }
+
+    /// Notes that something failed, and says so.
+    pub fn failed(&mut self, what: String) {
+        println!("{}", Style::of_stdout().bad(&format!("FAILED: {what}")));
+        self.failures.push(what);
     }
 
     /// Notes a figure, and gives it as text; a dash where the samples give no number.

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, atomic::AtomicBool},
+    thread,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     bed::{
-        load::{Load, Request, Target, Truth},
+        load::{Load, Request, Target, Truth, monotonic_ns},
         process::{Folder, Process},
         service::Service,
         venv::{Venv, default_python},
@@ -34,6 +35,7 @@ const PACKAGES: &[&str] = &[
     "httpx",
     "memray==1.20.0",
     "opentelemetry-exporter-otlp-proto-http==1.45.2",
+    "opentelemetry-instrumentation-asyncpg==0.66b2",
     "opentelemetry-instrumentation-dbapi==0.66b2",
     "opentelemetry-instrumentation-fastapi==0.66b2",
     "opentelemetry-instrumentation-httpx==0.66b2",
@@ -148,6 +150,9 @@ pub enum Pace {
     Fixed(f64),
 }
 
+/// A quantile is told where so many requests were slower: 3 of 300 tell something of p99, the slowest of 30 does not.
+const SLOWER_MIN: f64 = 3.0;
+
 /// What a stretch of load has shown.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Window {
@@ -155,7 +160,7 @@ pub struct Window {
     pub requests: usize,
     /// Requests a second.
     pub throughput: f64,
-    /// Latencies in ms.
+    /// Latencies in ms; no number where fewer than [`SLOWER_MIN`] requests were slower.
     pub p50: f64,
     /// As above.
     pub p99: f64,
@@ -173,6 +178,8 @@ pub struct Bare {
     process: Process,
     /// Where it listens, a port for each host.
     pub addrs: Vec<SocketAddr>,
+    /// Its processes, one for each host.
+    pub pids: Vec<u32>,
     _folder: Folder,
 }
 
@@ -186,17 +193,20 @@ impl Bare {
         let mut command = Command::new(venv.program("python"));
         command.arg(asset("bare.py")).args(hosts);
         let mut process = Process::start(&mut command, &folder.path().join("log"))?;
-        let addrs = process
+        let listening = |line: &str| -> Option<(SocketAddr, u32)> {
+            let (addr, pid) = line.strip_prefix("listening ")?.split_once(' ')?;
+            Some((addr.parse().ok()?, pid.parse().ok()?))
+        };
+        let (addrs, pids) = process
             .wait_for(Duration::from_secs(30), |log| {
-                let line = log
-                    .lines()
-                    .find_map(|line| line.strip_prefix("listening "))?;
-                line.split(' ').map(|addr| addr.parse().ok()).collect()
+                let found: (Vec<_>, Vec<_>) = log.lines().filter_map(listening).unzip();
+                (found.0.len() == hosts.len()).then_some(found)
             })
             .context("the backend does not come up")?;
         Ok(Self {
             process,
             addrs,
+            pids,
             _folder: folder,
         })
     }
@@ -299,30 +309,66 @@ pub fn folder() -> Result<PathBuf> {
 /// Requests fail, or the process is gone.
 pub fn window(
     scenario: Scenario,
-    (pid, target): (u32, &Target),
+    service: (u32, &Target),
     pace: Pace,
     time: Duration,
     stop: &Arc<AtomicBool>,
 ) -> Result<Window> {
+    settled(scenario, service, None, pace, [Duration::ZERO, time], stop).map(|(window, _)| window)
+}
+
+/// The same, after the load has run for a while on the same connections; also the CPU time of another process
+/// meanwhile, where one is named.
+///
+/// # Errors
+/// As above.
+pub fn settled(
+    scenario: Scenario,
+    (pid, target): (u32, &Target),
+    beside: Option<u32>,
+    pace: Pace,
+    [before, time]: [Duration; 2],
+    stop: &Arc<AtomicBool>,
+) -> Result<(Window, Option<Duration>)> {
     let mut load = Load::new(target.clone(), [Request::get(scenario.path)])
         .connections(scenario.connections)
-        .duration(time)
+        .duration(before + time)
         .stop_on(stop);
     if let Pace::Fixed(rate) = pace {
         load = load.rate(rate);
     }
-    let before = cpu_time(pid)?;
-    let truths = load.run()?;
-    let burnt = cpu_time(pid)?.saturating_sub(before);
-    Window::of(&truths, burnt).with_context(|| format!("the load on {} failed", scenario.path))
+    let times = || anyhow::Ok((cpu_time(pid)?, beside.map(cpu_time).transpose()?));
+    let (truths, mark, begun) = thread::scope(|scope| {
+        let marked = scope.spawn(|| {
+            thread::sleep(before);
+            anyhow::Ok((monotonic_ns(), times()?))
+        });
+        let truths = load.run();
+        let (mark, begun) = match marked.join() {
+            Ok(marked) => marked?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        anyhow::Ok((truths?, mark, begun))
+    })?;
+    let ended = times()?;
+    // What came before is judged as well: a request that fails is told.
+    let from = if before.is_zero() { 0 } else { mark };
+    let seen = Window::of(&truths, from, ended.0.saturating_sub(begun.0))
+        .with_context(|| format!("the load on {} failed", scenario.path))?;
+    let outside = ended
+        .1
+        .zip(begun.1)
+        .map(|(end, begin)| end.saturating_sub(begin));
+    Ok((seen, outside))
 }
 
 impl Window {
-    /// What a load and the service's CPU time meanwhile say.
+    /// What a load says of the requests that were due at or after that time of `CLOCK_MONOTONIC`, and the service's CPU
+    /// time since then.
     ///
     /// # Errors
     /// A request failed.
-    pub fn of(truths: &[Truth], cpu: Duration) -> Result<Self> {
+    pub fn of(truths: &[Truth], from: u64, cpu: Duration) -> Result<Self> {
         let failed = truths
             .iter()
             .filter(|truth| !truth.complete || truth.status != 200)
@@ -330,6 +376,7 @@ impl Window {
         if failed > 0 {
             bail!("{failed} of {} requests failed", truths.len());
         }
+        let truths: Vec<_> = truths.iter().filter(|truth| truth.due >= from).collect();
         let begin = truths.iter().map(|truth| truth.due).min();
         let end = truths.iter().map(|truth| truth.end).max();
         let (Some(begin), Some(end)) = (begin, end) else {
@@ -341,7 +388,11 @@ impl Window {
         let (count, elapsed, millis) = (
             truths.len() as f64,
             (end - begin).max(1) as f64 / 1e9,
-            |q: f64| quantile(&latencies, q).unwrap_or_default() as f64 / 1e6,
+            |q: f64| {
+                let slower = (latencies.len() as f64 * (1.0 - q)).round();
+                let told = quantile(&latencies, q).filter(|_| slower >= SLOWER_MIN);
+                told.map_or(f64::NAN, |nanos| nanos as f64 / 1e6)
+            },
         );
         let operations: u32 = truths.iter().map(|truth| truth.operations).sum();
         Ok(Self {
@@ -397,29 +448,42 @@ mod tests {
         }
     }
 
-    /// A service that stands still for a second at 100 requests/s, on one connection: who counts from
-    /// the sending sees one slow request of 200, whoever counts from when it was due sees that half of
+    /// A service that stands still for two seconds at 100 requests/s, on one connection: who counts from
+    /// the sending sees one slow request of 300, whoever counts from when it was due sees that more than half of
     /// all were slow.
     #[test]
     fn coordinated_omission() {
         const MS: u64 = 1_000_000;
         let mut free = 0;
-        let truths: Vec<_> = (0..200)
+        let truths: Vec<_> = (0..300)
             .map(|n| {
                 let due = n * 10 * MS;
                 let start = due.max(free);
-                // The one due at 0.5 s is held up.
-                free = start + if n == 50 { 1000 * MS } else { MS };
+                // The one that is due after half a second is held up.
+                free = start + if n == 50 { 2000 * MS } else { MS };
                 truth(due, start, free)
             })
             .collect();
         let slow = truths.iter().filter(|t| t.end - t.start > 2 * MS).count();
         assert_eq!(slow, 1);
-        let window = Window::of(&truths, Duration::from_millis(200)).unwrap();
+        let window = Window::of(&truths, 0, Duration::from_millis(300)).unwrap();
         assert!(window.p50 > 1.0, "{window:?}");
-        assert!(window.p99 > 900.0, "{window:?}");
+        assert!(window.p99 > 1900.0, "{window:?}");
+        assert!(window.p999.is_nan(), "none of 300 was slower: {window:?}");
         assert!((window.cpu - 1000.0).abs() < 1e-6);
         assert!((window.operations - 3.0).abs() < 1e-9);
+    }
+
+    /// Requests that were due before the window count for nothing but their failures.
+    #[test]
+    fn before() {
+        let truths: Vec<_> = (0..10).map(|n| truth(n, n, n + 1)).collect();
+        let window = Window::of(&truths, 4, Duration::from_micros(12)).unwrap();
+        assert_eq!(window.requests, 6);
+        assert!((window.cpu - 2.0).abs() < 1e-9);
+        let mut failed = truths;
+        failed[0].complete = false;
+        assert!(Window::of(&failed, 4, Duration::ZERO).is_err());
     }
 
     /// A window with failures, or without requests, gives no figures.
@@ -427,9 +491,9 @@ mod tests {
     fn failures() {
         let mut bad = truth(0, 0, 1);
         bad.status = 500;
-        let error = Window::of(&[truth(0, 0, 1), bad], Duration::ZERO).unwrap_err();
+        let error = Window::of(&[truth(0, 0, 1), bad], 0, Duration::ZERO).unwrap_err();
         assert_eq!(error.to_string(), "1 of 2 requests failed");
-        assert!(Window::of(&[], Duration::ZERO).is_err());
+        assert!(Window::of(&[], 0, Duration::ZERO).is_err());
     }
 
     /// Every scenario is found by its name, and names are unique.
@@ -449,15 +513,15 @@ mod tests {
     proptest! {
         /// A latency counted from when the request was due is never below that from its sending.
         #[test]
-        fn corrected_is_more(times in prop::collection::vec((0..1000_u64, 0..1000_u64, 1..1000_u64), 1..50)) {
+        fn corrected_is_more(times in prop::collection::vec((0..1000_u64, 0..1000_u64, 1..1000_u64), 250..300)) {
             let truths: Vec<_> = times
                 .iter()
                 .map(|&(due, wait, work)| truth(due, due + wait, due + wait + work))
                 .collect();
-            let corrected = Window::of(&truths, Duration::ZERO).unwrap();
+            let corrected = Window::of(&truths, 0, Duration::ZERO).unwrap();
             let sent: Vec<_> = truths.iter().map(|t| Truth { due: t.start, ..t.clone() }).collect();
-            let naive = Window::of(&sent, Duration::ZERO).unwrap();
-            prop_assert!(corrected.p50 >= naive.p50 && corrected.p999 >= naive.p999);
+            let naive = Window::of(&sent, 0, Duration::ZERO).unwrap();
+            prop_assert!(corrected.p50 >= naive.p50 && corrected.p99 >= naive.p99);
         }
     }
 }
