@@ -3,7 +3,7 @@
 use std::{
     io::Write as _,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -42,6 +42,8 @@ pub(super) struct Http {
     uris: [Uri; 3],
     headers: HeaderMap,
     compression: Compression,
+    /// For one attempt.
+    timeout: Duration,
 }
 
 impl Http {
@@ -64,6 +66,7 @@ impl Http {
             ],
             headers: headers(config)?,
             compression: config.compression,
+            timeout: config.timeout,
         })
     }
 
@@ -94,6 +97,7 @@ impl Http {
             delay: None,
             message: chain(error),
         };
+        let begin = Instant::now();
         let response = self
             .client
             .request(request)
@@ -101,13 +105,16 @@ impl Http {
             .map_err(|error| broken(&error))?;
         let status = response.status();
         let delay = retry_after(response.headers(), SystemTime::now());
-        let body = Limited::new(response.into_body(), ANSWER_MAX)
-            .collect()
-            .await
-            .map_err(|error| broken(&*error))?
-            .to_bytes();
+        // The status alone decides. A body that is too long, breaks off or never ends says nothing, and does
+        // not make what was sent less accepted, or less refused; were it waited for until the attempt's own
+        // time is up, that would count as a failure.
+        let rest = self.timeout.saturating_sub(begin.elapsed());
+        let body = Limited::new(response.into_body(), ANSWER_MAX).collect();
+        let body = match tokio::time::timeout(rest / 2, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(_)) | Err(_) => Bytes::new(),
+        };
         match status {
-            // An answer that is none does not make what was sent less accepted.
             StatusCode::OK => Ok(S::Response::decode(body).unwrap_or_default()),
             status => Err(Failure {
                 // <https://opentelemetry.io/docs/specs/otlp/#failures-1>

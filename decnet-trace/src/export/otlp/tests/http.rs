@@ -61,7 +61,7 @@ impl Server {
                 };
                 let _ = stream.write_all(answer.as_bytes());
                 let _ = stream.flush();
-                if answer == OK_KEPT {
+                if [OK_KEPT, UNENDED].contains(&&*answer) {
                     kept.push(stream);
                 }
             }
@@ -125,6 +125,9 @@ pub(super) const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection:
 
 /// Leaves the connection open.
 pub(super) const OK_KEPT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+/// Says less than it announced, and leaves the connection open.
+const UNENDED: &str = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc";
 
 fn answer(status: &str) -> String {
     format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}")
@@ -276,17 +279,53 @@ fn counts_partial_success() {
     assert_eq!(counters.get(Count::OtlpRejected), 3);
 }
 
-/// An answer without end, and garbage for one, cost an attempt and no more.
+/// What is no answer costs an attempt and no more.
 #[test]
 fn survives_odd_answers() {
-    let endless = format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n{}",
-        "x".repeat(100_000)
-    );
-    let server = Server::start(&[&endless, "SSH-2.0-OpenSSH_9.2\r\n\r\n", OK]);
+    let server = Server::start(&["SSH-2.0-OpenSSH_9.2\r\n\r\n", "HTTP/1.1 200", OK]);
     let mut bench = Bench::start(http(server.address));
     bench.push(5);
     bench.wait(Count::OtlpSent, 5);
     assert_eq!(bench.get(Count::OtlpFailedAttempts), 2);
     bench.stop(SOON);
+}
+
+/// The status decides: what was accepted is never sent again, and what was refused is not tried again,
+/// whatever the body is: longer than anybody reads, broken off, without end, or an error page.
+#[test]
+fn the_status_decides() {
+    let page = "x".repeat(100_000);
+    let announced = |status: &str, length: usize| {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{page}")
+    };
+    for accepted in [
+        &announced("200 OK", page.len()),
+        &announced("200 OK", 9_999_999),
+        "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        UNENDED,
+    ] {
+        let server = Server::start(&[accepted, OK]);
+        let mut bench = Bench::start(http(server.address));
+        bench.push(5);
+        bench.wait(Count::OtlpSent, 5);
+        bench.push(2);
+        bench.wait(Count::OtlpSent, 7);
+        let counters = bench.stop(SOON);
+        assert_eq!(counters.get(Count::OtlpFailedAttempts), 0, "{accepted:.60}");
+        assert_eq!(server.received().len(), 2, "{accepted:.60}");
+    }
+    for refused in [
+        announced("400 Bad Request", page.len()),
+        announced("404 Not Found", 9_999_999),
+    ] {
+        let server = Server::start(&[&refused, OK]);
+        let mut bench = Bench::start(http(server.address));
+        bench.push(5);
+        bench.wait(Count::OtlpRefused, 5);
+        bench.push(2);
+        bench.wait(Count::OtlpSent, 2);
+        bench.stop(SOON);
+        assert_eq!(server.received().len(), 2, "{refused:.60}");
+    }
 }
