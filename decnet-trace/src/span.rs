@@ -54,6 +54,25 @@ pub struct Resource {
     pub attributes: Vec<(Cow<'static, str>, Value)>,
 }
 
+impl Resource {
+    /// `service.instance.id`, where it has one.
+    pub fn instance(&self) -> Option<&str> {
+        self.attributes
+            .iter()
+            .find_map(|(name, value)| match value {
+                Value::Str(text) if name == "service.instance.id" => Some(text.as_str()),
+                _ => None,
+            })
+    }
+
+    /// Whether it is the same process under the same name, whatever else is known of the two by now.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.tgid == other.tgid
+            && self.service_name == other.service_name
+            && self.instance() == other.instance()
+    }
+}
+
 /// Bits of W3C Trace Context's `trace-flags`.
 pub mod trace_flags {
     /// The trace is recorded (level 1).

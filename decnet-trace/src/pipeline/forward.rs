@@ -6,7 +6,7 @@ use super::{calls::Calls, handing::Handing, records::Decoder, worker::Worker};
 use crate::{
     correlate::{exchange::Role, outbound::Outbound},
     policy::{Link, Parent},
-    span::{Resource, SpanRef, Value},
+    span::SpanRef,
     telemetry::Count,
 };
 
@@ -21,7 +21,7 @@ impl Worker {
             let tgid = exchange.tgid;
             let resource = match self.processes.resource(tgid) {
                 Some(resource) => Arc::clone(resource),
-                None if all => nameless(tgid),
+                None if all => self.processes.nameless(tgid),
                 None => {
                     self.processes.wait(now, exchange);
                     continue;
@@ -50,6 +50,9 @@ impl Worker {
         self.decoder.executed = executed;
         self.link_and_join(now, all);
         self.sampling.tick(now);
+        if all {
+            self.sampling.finish();
+        }
         if !self.spans.is_empty() {
             self.counters.add(Count::Spans, self.spans.len() as u64);
             self.exporters.send(std::mem::take(&mut self.spans));
@@ -110,7 +113,7 @@ impl Worker {
         hand_out(calls, decoder, &mut |outbound, parent| {
             let resource = match processes.resource(outbound.tgid()) {
                 Some(resource) => Arc::clone(resource),
-                None => nameless(outbound.tgid()),
+                None => processes.nameless(outbound.tgid()),
             };
             let parent = parent.map(|span| Parent {
                 span,
@@ -127,13 +130,4 @@ impl Worker {
             handing.made(outbound, resource, identity);
         });
     }
-}
-
-/// What is said of a process of which nothing could be learnt before it was gone.
-fn nameless(tgid: u32) -> Arc<Resource> {
-    Arc::new(Resource {
-        tgid,
-        service_name: "unknown_service".into(),
-        attributes: vec![("service.name".into(), Value::Str("unknown_service".into()))],
-    })
 }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::{correlate::exchange::Exchange, span::Resource};
+use crate::{
+    correlate::exchange::Exchange,
+    span::{Resource, Value},
+};
 
 /// How long an exchange waits for its process to be known, in nanoseconds: a child is traced from its first
 /// instruction, and looked at a little later; as long as its interpreter is not mapped, again and again.
@@ -16,10 +19,15 @@ const WAITING_MAX: usize = 10_000;
 /// How long a process that ended is remembered, for what is still under way from it, in nanoseconds.
 const REMEMBER: u64 = 60_000_000_000;
 
+/// How many processes may be nameless, before those are forgotten.
+const NAMELESS_MAX: usize = 256;
+
 /// The traced processes.
 #[derive(Debug, Default)]
 pub(super) struct Processes {
     resources: FxHashMap<u32, Known>,
+    /// Those of which nothing could be learnt.
+    nameless: FxHashMap<u32, Arc<Resource>>,
     waiting: Vec<(u64, Exchange)>,
     /// Exchanges whose processes never became known.
     lost: u64,
@@ -54,6 +62,27 @@ impl Processes {
     /// What an exchange's telemetry comes from.
     pub(super) fn resource(&self, tgid: u32) -> Option<&Arc<Resource>> {
         self.resources.get(&tgid).map(|known| &known.resource)
+    }
+
+    /// What is said of a process of which nothing could be learnt before it was gone.
+    pub(super) fn nameless(&mut self, tgid: u32) -> Arc<Resource> {
+        if self.nameless.len() >= NAMELESS_MAX && !self.nameless.contains_key(&tgid) {
+            self.nameless.clear();
+        }
+        let describe = || {
+            Arc::new(Resource {
+                tgid,
+                service_name: "unknown_service".into(),
+                attributes: vec![("service.name".into(), Value::Str("unknown_service".into()))],
+            })
+        };
+        Arc::clone(self.nameless.entry(tgid).or_insert_with(describe))
+    }
+
+    /// Whether it is traced now.
+    pub(super) fn is_live(&self, tgid: u32) -> bool {
+        let known = self.resources.get(&tgid);
+        known.is_some_and(|known| known.ended.is_none())
     }
 
     /// How many are traced now.
@@ -157,6 +186,21 @@ mod tests {
         assert!(processes.ready(1_001 + PATIENCE, false).is_empty());
         assert_eq!(processes.lost(), 1);
         assert!(processes.ready(u64::MAX, true).is_empty());
+    }
+
+    /// Whatever is said of a process that nobody knows is said of the same, and how many of these are
+    /// remembered is bounded.
+    #[test]
+    fn the_nameless_are_told_apart() {
+        let mut processes = Processes::default();
+        let first = processes.nameless(7);
+        assert!(Arc::ptr_eq(&first, &processes.nameless(7)));
+        assert!(!first.is_same(&processes.nameless(8)));
+        for tgid in 0..10 * NAMELESS_MAX as u32 {
+            assert_eq!(processes.nameless(tgid).tgid, tgid);
+            assert!(processes.nameless.len() <= NAMELESS_MAX);
+        }
+        assert!(!processes.is_live(7));
     }
 
     /// A process that ended after the round began is remembered, and forgotten a minute later.

@@ -314,6 +314,13 @@ impl<T> Sampling<T> {
         }
     }
 
+    /// Nothing comes any more: what is kept back has no reason to be kept, and is dropped.
+    pub fn finish(&mut self) {
+        while let Some((_, trace_id)) = self.due.pop_front() {
+            self.expire(&trace_id);
+        }
+    }
+
     fn expire(&mut self, trace_id: &[u8; 16]) {
         if let Some(decided @ Decided::Held(_)) = self.decided.get_mut(trace_id) {
             *decided = Decided::Dropped;

@@ -268,6 +268,21 @@ fn a_late_error_keeps_the_whole_trace() {
     assert_eq!(sampling.counts(), (3, 0));
 }
 
+/// At the end what is still kept back is dropped and counted: nothing goes without a word.
+#[test]
+fn the_end_decides() {
+    let mut sampling = Sampling::new(tail(0.0));
+    for id in ids(5).take(20) {
+        assert_eq!(sampling.decide(&candidate(&id, "/"), 1), Verdict::Hold);
+        sampling.hold(&id, ());
+        sampling.hold(&id, ());
+    }
+    assert_eq!(sampling.counts(), (0, 0));
+    sampling.finish();
+    assert_eq!(sampling.counts(), (40, 0));
+    assert!(sampling.held.is_empty() && sampling.due.is_empty());
+}
+
 /// What is kept back, and what is remembered, stay bounded; the oldest go first, and are counted.
 #[test]
 fn is_bounded() {
