@@ -127,6 +127,12 @@ impl Exporters {
     /// When one of them cannot be started; then none is left running.
     pub fn start(config: ExportConfig, counters: Arc<Counters>) -> Result<Self> {
         let (stop, stopped) = Stop::new();
+        if let Some(events) = &config.events
+            && !config.otlp.as_ref().is_some_and(OtlpConfig::sends_logs)
+        {
+            // Nobody takes them.
+            events.close();
+        }
         let mut exporters = Self {
             sinks: Vec::new(),
             stop,
@@ -256,6 +262,11 @@ impl Exporters {
     /// Where profiles for the store go in, where there is one.
     pub fn profiles(&self) -> Option<&Profiles> {
         self.profiles.as_ref()
+    }
+
+    /// Notable events for which there was no room.
+    pub fn events_dropped(&self) -> u64 {
+        self.events.as_ref().map_or(0, |events| events.dropped())
     }
 
     /// How much waits in front of each sink. What was sent and lost stands in [`Counters`].

@@ -7,7 +7,7 @@
 //!
 //! docs/metrics.md says what is measured.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use rustc_hash::FxHashMap;
 
@@ -31,6 +31,9 @@ pub use shared::SharedMetrics;
 
 /// How long a process that ended is still reported, in nanoseconds: longer than readers wait.
 const REMEMBER: u64 = 300_000_000_000;
+
+/// How long it is reported at most while what it counted has not got through to where metrics are sent.
+const UNTOLD_MAX: u64 = 3_600_000_000_000;
 
 /// The bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,13 +113,15 @@ impl Instrument {
 }
 
 /// The metrics of one process.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Process {
     /// The process.
     pub resource: Arc<Resource>,
     /// Since when it is measured, in nanoseconds since the Unix epoch.
     pub start: u64,
     ended: Option<u64>,
+    /// How many exports there had been when it last counted something.
+    counted: u64,
     families: [Family; Instrument::ALL.len()],
     /// Requests under way, by method.
     active: Vec<(&'static str, i64)>,
@@ -134,6 +139,21 @@ impl Process {
     }
 }
 
+/// What is measured, as it was at one moment: whoever writes it down holds nobody up.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Since when there are metrics, in nanoseconds since the Unix epoch.
+    pub start: u64,
+    /// All processes, those that ended a while ago too.
+    pub processes: Vec<Process>,
+    /// What the agent says of itself.
+    pub agent: Option<Agent>,
+    /// Until when exemplars were exported before.
+    pub last_export: u64,
+    /// Which export this is.
+    pub number: u64,
+}
+
 /// What is measured.
 #[derive(Debug)]
 pub struct Metrics {
@@ -147,9 +167,16 @@ pub struct Metrics {
     series: usize,
     unmeasured: u64,
     overflowed: u64,
+    /// Processes that were forgotten before what they counted had got through.
+    untold: u64,
     agent: Option<Agent>,
     rng: fastrand::Rng,
-    last_read: u64,
+    last_export: u64,
+    /// Exports so far.
+    exports: u64,
+    /// The last export that got through, where there are exports.
+    told: Option<u64>,
+    untold_max: u64,
 }
 
 impl Metrics {
@@ -164,9 +191,13 @@ impl Metrics {
             series: 0,
             unmeasured: 0,
             overflowed: 0,
+            untold: 0,
             agent: None,
             rng: fastrand::Rng::with_seed(start),
-            last_read: 0,
+            last_export: 0,
+            exports: 0,
+            told: None,
+            untold_max: UNTOLD_MAX,
         }
     }
 
@@ -277,7 +308,9 @@ impl Metrics {
             self.unmeasured += 1;
             return;
         };
-        let family = &mut self.processes[place].families[instrument as usize];
+        let process = &mut self.processes[place];
+        process.counted = self.exports;
+        let family = &mut process.families[instrument as usize];
         let room = family.len() < self.config.series_max && self.series < self.config.total_max;
         let before = family.len();
         let series = family.find(attributes, room);
@@ -310,12 +343,22 @@ impl Metrics {
         {
             return Some(place);
         }
-        if self.processes.len() >= self.config.processes_max {
-            return None;
-        }
+        // Traced again, or known better by now: whoever reads would take a second one for the same.
+        let same = |process: &Process| process.resource.is_same(resource);
+        let same = self.processes.iter().position(same);
         // The pid is another process's now, or this one executed another program.
-        if let Some(place) = known {
+        if let Some(place) = known.filter(|known| Some(*known) != same) {
             self.processes[place].ended.get_or_insert(now);
+        }
+        if let Some(place) = same {
+            let process = &mut self.processes[place];
+            process.resource = Arc::clone(resource);
+            process.ended = None;
+            self.places.insert(resource.tgid, place);
+            return Some(place);
+        }
+        if self.processes.len() >= self.config.processes_max && !self.make_room(now) {
+            return None;
         }
         let place = self.processes.len();
         self.places.insert(resource.tgid, place);
@@ -323,6 +366,7 @@ impl Metrics {
             resource: Arc::clone(resource),
             start: self.counting_since,
             ended: None,
+            counted: self.exports,
             families: Default::default(),
             active: Vec::new(),
         });
@@ -333,6 +377,14 @@ impl Metrics {
     pub fn ended(&mut self, tgid: u32, now: u64) {
         if let Some(&place) = self.places.get(&tgid) {
             self.processes[place].ended.get_or_insert(now);
+        }
+    }
+
+    /// Takes which processes are alive: what is counted of one after its end does not make it live again.
+    pub fn set_live(&mut self, is_live: impl Fn(u32) -> bool, now: u64) {
+        let living = self.processes.iter_mut().filter(|p| p.ended.is_none());
+        for process in living.filter(|process| !is_live(process.resource.tgid)) {
+            process.ended = Some(now);
         }
     }
 
@@ -359,11 +411,6 @@ impl Metrics {
         self.agent = Some(agent);
     }
 
-    /// What the agent says of itself.
-    pub fn agent(&self) -> Option<&Agent> {
-        self.agent.as_ref()
-    }
-
     /// Since when there are metrics, in nanoseconds since the Unix epoch.
     pub fn start(&self) -> u64 {
         self.start
@@ -374,36 +421,91 @@ impl Metrics {
         &self.processes
     }
 
-    /// Until when exemplars were read the last time.
-    pub fn last_read(&self) -> u64 {
-        self.last_read
+    /// The counters, by name: values of processes beyond the bound, processes that were forgotten before
+    /// what they counted had got through, values that shared a series.
+    pub const fn counters(&self) -> [(&'static str, u64); 3] {
+        [
+            ("metrics_lost_processes_full", self.unmeasured),
+            ("metrics_lost_processes_untold", self.untold),
+            ("metrics_series_overflowed", self.overflowed),
+        ]
     }
 
-    /// Values of processes beyond the bound, and values that shared a series.
-    pub fn lost(&self) -> (u64, u64) {
-        (self.unmeasured, self.overflowed)
+    /// All of it as it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            start: self.start,
+            processes: self.processes.clone(),
+            agent: self.agent.clone(),
+            last_export: self.last_export,
+            number: self.exports,
+        }
     }
 
-    /// Everything was read: what comes gets new exemplars, and processes that ended long ago are
-    /// forgotten.
-    pub fn read(&mut self, now: u64) {
-        self.last_read = now;
+    /// There will be an export that often: a process that ended is not forgotten before it was told.
+    pub fn expect_exports(&mut self, every: Duration) {
+        self.told.get_or_insert(0);
+        let every = u64::try_from(every.as_nanos()).unwrap_or(u64::MAX);
+        self.untold_max = UNTOLD_MAX.max(every.saturating_mul(2));
+    }
+
+    /// All of it, to be exported: what comes gets new exemplars.
+    pub fn export(&mut self, now: u64) -> Snapshot {
+        self.exports += 1;
+        let snapshot = self.snapshot();
+        self.last_export = now;
         for family in self.processes.iter_mut().flat_map(|p| &mut p.families) {
             family.iter_mut().for_each(series::Series::read);
         }
-        self.forget(now);
+        snapshot
+    }
+
+    /// The export of that number got through.
+    pub fn delivered(&mut self, number: u64) {
+        self.told = self.told.map(|told| told.max(number));
     }
 
     /// Forgets processes that ended long ago.
     pub fn forget(&mut self, now: u64) {
+        // Those that are alive need their series.
+        let is_crowded = self.series > self.config.total_max / 2;
         let over = |process: &Process| {
-            let ended = process.ended;
-            ended.is_some_and(|ended| now.saturating_sub(ended) > REMEMBER)
+            process.ended.is_some_and(|ended| {
+                let since = now.saturating_sub(ended);
+                let is_told = is_crowded || self.is_told(process);
+                since > REMEMBER && (is_told || since > self.untold_max)
+            })
         };
-        if !self.processes.iter().any(over) {
+        let over: Vec<bool> = self.processes.iter().map(over).collect();
+        self.remove(&over, now);
+    }
+
+    /// Whether all that it counted has got through, or nobody waits for it.
+    fn is_told(&self, process: &Process) -> bool {
+        self.told.is_none_or(|told| process.counted < told)
+    }
+
+    /// Forgets the process that ended first, if one has.
+    fn make_room(&mut self, now: u64) -> bool {
+        let places = self.processes.iter().enumerate();
+        let ended = places.filter_map(|(place, process)| Some((process.ended?, place)));
+        let Some((_, first)) = ended.min() else {
+            return false;
+        };
+        let over: Vec<bool> = (0..self.processes.len()).map(|at| at == first).collect();
+        self.remove(&over, now);
+        true
+    }
+
+    /// Forgets the processes at these places.
+    fn remove(&mut self, over: &[bool], now: u64) {
+        if !over.contains(&true) {
             return;
         }
-        self.processes.retain(|process| !over(process));
+        let gone = self.processes.iter().zip(over).filter(|(_, over)| **over);
+        self.untold += gone.filter(|(process, _)| !self.is_told(process)).count() as u64;
+        let mut over = over.iter();
+        self.processes.retain(|_| over.next() != Some(&true));
         self.counting_since = now;
         self.series = self
             .processes
@@ -411,11 +513,12 @@ impl Metrics {
             .flat_map(|p| &p.families)
             .map(Family::len)
             .sum();
-        // The last one of a pid is the one that lives.
-        self.places = self
-            .processes
-            .iter()
-            .enumerate()
+        // Of those with one pid the one that lives counts; of those that ended, the last.
+        let places = self.processes.iter().enumerate();
+        let (ended, living): (Vec<_>, Vec<_>) = places.partition(|(_, p)| p.ended.is_some());
+        self.places = ended
+            .into_iter()
+            .chain(living)
             .map(|(place, process)| (process.resource.tgid, place))
             .collect();
     }

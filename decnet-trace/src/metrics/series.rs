@@ -1,6 +1,9 @@
 //! The series of one instrument of one process: found without an allocation, bounded in number.
 
-use std::hash::{Hash, Hasher};
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use hashbrown::{HashTable, hash_table::Entry};
 use rustc_hash::FxHasher;
@@ -68,8 +71,8 @@ pub struct Exemplar {
 /// A histogram and the attributes that it is of.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// The attributes.
-    pub attributes: Box<[(&'static str, Kept)]>,
+    /// The attributes; shared with copies of it.
+    pub attributes: Arc<[(&'static str, Kept)]>,
     /// Its values.
     pub histogram: ExponentialHistogram,
     /// Its values again, in the buckets that the conventions advise; the last is for those above all.
@@ -143,7 +146,7 @@ impl Series {
 }
 
 /// All series of one instrument of one process.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Family {
     table: HashTable<Series>,
     overflow: Option<Box<Series>>,
@@ -194,7 +197,7 @@ fn hash_of(attributes: &[Attribute<'_>]) -> u64 {
 
 fn rehash(series: &Series) -> u64 {
     let mut hasher = FxHasher::default();
-    for (_, kept) in &series.attributes {
+    for (_, kept) in &*series.attributes {
         kept.value().hash(&mut hasher);
     }
     hasher.finish()

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Metrics, MetricsConfig};
+use super::{Metrics, MetricsConfig, Snapshot};
 
 /// Metrics that are counted on one thread and read on others.
 #[derive(Clone, Debug)]
@@ -14,9 +14,15 @@ impl SharedMetrics {
         Self(Arc::new(Mutex::new(Metrics::new(config, start))))
     }
 
-    /// The metrics; readers hold them for as long as it takes to write them down.
+    /// The metrics. Every request that is counted waits for who holds them: readers take a
+    /// [`Snapshot`] and write that down.
     pub fn lock(&self) -> MutexGuard<'_, Metrics> {
         // Who panicked left counts behind, and they are whole at every step.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of it as it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        self.lock().snapshot()
     }
 }

@@ -191,22 +191,29 @@ fn is_bounded() {
         assert_eq!(shared, Some((series::OVERFLOW, 40)));
     }
     assert_eq!(metrics.processes().len(), 2);
-    assert_eq!(metrics.lost(), (50, 80));
+    assert_eq!(
+        metrics.counters(),
+        [
+            ("metrics_lost_processes_full", 50),
+            ("metrics_lost_processes_untold", 0),
+            ("metrics_series_overflowed", 80)
+        ]
+    );
 }
 
 /// A process that ended is reported for a while and then forgotten, and its pid may come again.
 #[test]
 fn forgets_processes() {
     let (mut metrics, mut policy) = (metrics(5), policy());
-    let (first, second) = (resource(), resource());
+    let (first, second) = (resource(), instance("another"));
     count(&mut metrics, &mut policy, &first, &served());
     metrics.ended(7, 100);
-    metrics.read(100 + REMEMBER);
+    metrics.forget(100 + REMEMBER);
     count(&mut metrics, &mut policy, &second, &served());
     count(&mut metrics, &mut policy, &second, &served());
     assert_eq!(metrics.processes().len(), 2);
     metrics.set_active([(7, "GET"), (7, "POST"), (7, "GET"), (8, "GET")].into_iter());
-    metrics.read(101 + REMEMBER);
+    metrics.forget(101 + REMEMBER);
     assert_eq!(metrics.processes().len(), 1);
     count(&mut metrics, &mut policy, &second, &served());
     let process = &metrics.processes()[0];
@@ -217,6 +224,109 @@ fn forgets_processes() {
     assert_eq!(process.active(), [("GET", 2), ("POST", 1)]);
     metrics.set_active([(7, "POST")].into_iter());
     assert_eq!(metrics.processes()[0].active(), [("GET", 0), ("POST", 1)]);
+}
+
+/// The process of [`resource`] with an instance's name.
+fn instance(id: &str) -> Arc<Resource> {
+    let mut resource = (*resource()).clone();
+    let name = "service.instance.id";
+    resource.attributes.retain(|(known, _)| known != name);
+    let id = crate::span::Value::Str(id.into());
+    resource.attributes.push((name.into(), id));
+    Arc::new(resource)
+}
+
+/// A process that is traced again, or of which more is known by now, goes on where it was, as it is known
+/// now; another one with its pid, or what it executed under another name, begins anew.
+#[test]
+fn knows_a_process_again() {
+    let (mut metrics, mut policy) = (metrics(5), policy());
+    count(&mut metrics, &mut policy, &instance("a"), &served());
+    metrics.ended(7, 100);
+    let mut more = (*instance("a")).clone();
+    more.attributes
+        .push(("b".into(), crate::span::Value::Int(1)));
+    let more = Arc::new(more);
+    count(&mut metrics, &mut policy, &more, &served());
+    assert_eq!(metrics.processes().len(), 1);
+    assert!(Arc::ptr_eq(&metrics.processes()[0].resource, &more));
+    let all = ("-".to_owned(), 2);
+    assert_eq!(counts(&metrics, Instrument::ServerDuration, "x"), [all]);
+    metrics.forget(u64::MAX);
+    assert_eq!(metrics.processes().len(), 1, "it is alive");
+    let other = Arc::new(Resource {
+        service_name: "other".into(),
+        ..(*more).clone()
+    });
+    count(&mut metrics, &mut policy, &other, &served());
+    assert_eq!(metrics.processes().len(), 2);
+    // And back.
+    count(&mut metrics, &mut policy, &more, &served());
+    assert_eq!(metrics.processes().len(), 2);
+}
+
+/// What is counted of a process after its end does not keep it for ever.
+#[test]
+fn what_comes_late_ends_too() {
+    let (mut metrics, mut policy) = (metrics(5), policy());
+    metrics.ended(7, 100);
+    count(&mut metrics, &mut policy, &instance("a"), &served());
+    metrics.set_live(|_| true, 200);
+    metrics.forget(u64::MAX);
+    assert_eq!(metrics.processes().len(), 1);
+    metrics.set_live(|tgid| tgid != 7, 300);
+    metrics.set_live(|tgid| tgid != 7, 400);
+    metrics.forget(300 + REMEMBER);
+    assert_eq!(metrics.processes().len(), 1);
+    metrics.forget(301 + REMEMBER);
+    assert!(metrics.processes().is_empty());
+}
+
+/// Where metrics are exported, a process that ended stays until what it counted got through, for an hour at
+/// most; where another one needs its place, it goes, and that is counted.
+#[test]
+fn tells_all_before_it_forgets() {
+    let (mut metrics, mut policy) = (metrics(50), policy());
+    metrics.expect_exports(Duration::from_secs(600));
+    count(&mut metrics, &mut policy, &instance("a"), &served());
+    let failed = metrics.export(50);
+    metrics.ended(7, 100);
+    metrics.forget(101 + REMEMBER);
+    assert_eq!(metrics.processes().len(), 1, "nothing got through yet");
+    // Late, and after the export.
+    count(&mut metrics, &mut policy, &instance("a"), &served());
+    metrics.ended(7, 100);
+    metrics.delivered(failed.number);
+    metrics.forget(101 + REMEMBER);
+    assert_eq!(metrics.processes().len(), 1, "not all got through");
+    let told = metrics.export(60);
+    assert_eq!(told.processes.len(), 1);
+    metrics.delivered(told.number);
+    metrics.forget(101 + REMEMBER);
+    assert!(metrics.processes().is_empty());
+    let untold = |metrics: &Metrics| metrics.counters()[1].1;
+    assert_eq!(untold(&metrics), 0);
+
+    count(&mut metrics, &mut policy, &instance("b"), &served());
+    metrics.ended(7, 100);
+    metrics.forget(100 + UNTOLD_MAX);
+    assert_eq!((metrics.processes().len(), untold(&metrics)), (1, 0));
+    metrics.forget(101 + UNTOLD_MAX);
+    assert_eq!((metrics.processes().len(), untold(&metrics)), (0, 1));
+
+    // Two places.
+    for (id, end) in [("c", 200), ("d", 100), ("e", 300)] {
+        count(&mut metrics, &mut policy, &instance(id), &served());
+        metrics.ended(7, end);
+    }
+    let left: Vec<_> = metrics
+        .processes()
+        .iter()
+        .map(|p| p.resource.instance())
+        .collect();
+    assert_eq!(left, [Some("c"), Some("e")]);
+    assert_eq!(untold(&metrics), 2);
+    assert_eq!(metrics.counters()[0].1, 0, "nothing went uncounted");
 }
 
 /// Every exemplar that was offered is as likely to stay as any other.

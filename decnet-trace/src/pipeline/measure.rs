@@ -55,7 +55,9 @@ impl Worker {
         let serving = self.decoder.correlator.serving();
         metrics.set_active(serving.map(|(tgid, method)| (tgid, http::method(method))));
         metrics.set_agent(agent);
-        metrics.forget(clock::read(libc::CLOCK_REALTIME));
+        let now = clock::read(libc::CLOCK_REALTIME);
+        metrics.set_live(|tgid| self.processes.is_live(tgid), now);
+        metrics.forget(now);
         Ok(())
     }
 }

@@ -496,6 +496,10 @@ impl Worker {
         all.push(("exchanges_lost_unknown_process", self.processes.lost()));
         all.extend(self.calls.counters());
         all.extend(self.join_counters());
+        if let Some(measure) = &self.measure {
+            all.extend(measure.metrics.lock().counters());
+        }
+        all.push(("otlp_logs_lost_queue_full", self.exporters.events_dropped()));
         let (dropped, hastened) = self.sampling.counts();
         all.push(("spans_sampled_out", dropped));
         all.push(("sampling_hold_overflowed", hastened));

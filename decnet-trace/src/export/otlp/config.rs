@@ -241,6 +241,11 @@ impl OtlpConfig {
         self.of(Kind::Metrics).is_some()
     }
 
+    /// Whether notable events are sent.
+    pub fn sends_logs(&self) -> bool {
+        self.of(Kind::Logs).is_some()
+    }
+
     /// Whether anything is sent.
     pub fn sends_anything(&self) -> bool {
         Kind::ALL.iter().any(|kind| self.of(*kind).is_some())

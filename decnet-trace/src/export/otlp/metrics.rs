@@ -20,7 +20,7 @@ use super::{
 use crate::{
     export::convert::{SCHEMA_URL, attribute, resource, scope},
     metrics::{
-        Instrument, Metrics, SharedMetrics,
+        Instrument, SharedMetrics, Snapshot,
         agent::{AgentMetric, Shape},
         series::{Series, Value as SeriesValue},
     },
@@ -35,16 +35,16 @@ const POINTS_MAX: usize = 2000;
 /// Sends metrics until the agent stops, and once more then.
 pub(super) async fn send(mut sender: Sender, metrics: SharedMetrics, every: Duration, stop: Stop) {
     let mut next = Instant::now() + every;
+    metrics.lock().expect_exports(every);
     loop {
         stop.sleep(next).await;
         let last = stop.deadline().is_some();
-        let requests = {
+        let (requests, number) = {
             let now = clock::read(libc::CLOCK_REALTIME);
-            let mut metrics = metrics.lock();
-            let requests = requests(&metrics, now);
-            metrics.read(now);
-            requests
+            let snapshot = metrics.lock().export(now);
+            (requests(&snapshot, now), snapshot.number)
         };
+        let mut is_told = true;
         for (request, points) in requests {
             // What comes next makes this one worthless.
             let retry_for = every.min(sender.config.retry_for);
@@ -58,10 +58,16 @@ pub(super) async fn send(mut sender: Sender, metrics: SharedMetrics, every: Dura
                         .add(Count::OtlpPointsSent, points - rejected);
                     sender.counters.add(Count::OtlpPointsFailed, rejected);
                 }
-                Fate::Refused | Fate::GaveUp | Fate::Stopped => {
+                // Whoever refuses it for good will not take it another time.
+                Fate::Refused => sender.counters.add(Count::OtlpPointsFailed, points),
+                Fate::GaveUp | Fate::Stopped => {
+                    is_told = false;
                     sender.counters.add(Count::OtlpPointsFailed, points);
                 }
             }
+        }
+        if is_told {
+            metrics.lock().delivered(number);
         }
         if last {
             return;
@@ -71,9 +77,9 @@ pub(super) async fn send(mut sender: Sender, metrics: SharedMetrics, every: Dura
 }
 
 /// All metrics in as many requests as it takes, with the number of points of each.
-fn requests(metrics: &Metrics, now: u64) -> Vec<(ExportMetricsServiceRequest, u64)> {
+fn requests(metrics: &Snapshot, now: u64) -> Vec<(ExportMetricsServiceRequest, u64)> {
     let mut all = Requests::default();
-    for process in metrics.processes() {
+    for process in &metrics.processes {
         let proto = || ResourceMetrics {
             resource: Some(resource(&process.resource)),
             ..empty()
@@ -83,7 +89,7 @@ fn requests(metrics: &Metrics, now: u64) -> Vec<(ExportMetricsServiceRequest, u6
             for chunk in series.chunks(POINTS_MAX) {
                 let points = chunk
                     .iter()
-                    .map(|series| point(series, process.start, now, metrics.last_read()));
+                    .map(|series| point(series, process.start, now, metrics.last_export));
                 let histogram = ExponentialHistogram {
                     data_points: points.collect(),
                     aggregation_temporality: AggregationTemporality::Cumulative as i32,
@@ -123,14 +129,14 @@ fn requests(metrics: &Metrics, now: u64) -> Vec<(ExportMetricsServiceRequest, u6
             all.push(&process.resource, proto, metric, process.active().len());
         }
     }
-    if let Some(agent) = metrics.agent() {
+    if let Some(agent) = &metrics.agent {
         let proto = || ResourceMetrics {
             resource: Some(resource(&agent.resource)),
             ..empty()
         };
         for metric in agent.metrics() {
             let points = metric.points.len();
-            let metric = of_agent(metric, metrics.start(), now);
+            let metric = of_agent(metric, metrics.start, now);
             all.push(&agent.resource, proto, metric, points);
         }
     }

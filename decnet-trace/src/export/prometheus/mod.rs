@@ -204,7 +204,7 @@ fn answer(
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default(),
     );
-    let body = text::write(&metrics.lock(), format);
+    let body = text::write(&metrics.snapshot(), format);
     let mut response = Response::new(Full::from(body));
     let kind = header::HeaderValue::from_static(format.content_type());
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

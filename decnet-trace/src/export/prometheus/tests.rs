@@ -15,6 +15,8 @@ use super::*;
 use crate::{
     export::otlp::tests::signals::measured,
     metrics::{MetricsConfig, SharedMetrics},
+    policy::{Policy, PolicyConfig, tests::served},
+    span::{Resource, Value},
 };
 
 /// A server at work; dropped, it ends.
@@ -178,6 +180,56 @@ fn guards_the_metrics() {
         .map(|_| TcpStream::connect(open.address).unwrap())
         .collect();
     assert!(open.ask("/metrics", "").0.starts_with("HTTP/1.1 200"));
+}
+
+/// Whatever a process says of itself, and though two say that they are the same: Prometheus reads the answer,
+/// and no sample stands there twice.
+#[test]
+fn no_process_spoils_it_for_all() {
+    let text = |text: &str| Value::Str(text.into());
+    let resource = |tgid| {
+        let mut resource = Resource {
+            tgid,
+            service_name: "shop".into(),
+            attributes: vec![("service.instance.id".into(), text("one"))],
+        };
+        for (name, value) in [
+            ("a_b", "2"),
+            ("a.b", "1"),
+            ("__name__", "up"),
+            ("service_name", "mine"),
+            ("é", "x\"\n"),
+            ("1.le", "y"),
+        ] {
+            resource.attributes.push((name.into(), text(value)));
+        }
+        Arc::new(resource)
+    };
+    let metrics = measured(1);
+    let mut policy = Policy::new(PolicyConfig::default(), Arc::default()).unwrap();
+    for tgid in [7, 8] {
+        let resource = resource(tgid);
+        let exchange = served();
+        let seen = policy.observe(&exchange, &resource);
+        metrics.lock().exchange(&resource, &seen, 2_000, None);
+    }
+    for format in [Format::Prometheus, Format::OpenMetrics] {
+        let written = text::write(&metrics.snapshot(), format);
+        let info = "target_info{service_name=\"shop\",service_instance_id=\"one:8\",_=\"x\\\"\\n\",\
+                    _le=\"y\",_name_=\"up\",a_b=\"1;2\",exported_service_name=\"mine\"} 1\n";
+        assert!(written.contains(info), "{info} in {written}");
+        let samples = written.lines().filter(|line| !line.starts_with('#'));
+        let mut names: Vec<_> = samples
+            .map(|line| &line[..=line.rfind('}').unwrap()])
+            .collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all, "{written}");
+        if let Some(samples) = parsed(&written) {
+            assert!(samples.len() >= all, "{samples:#?}");
+        }
+    }
 }
 
 /// Label values may hold anything.

@@ -2,11 +2,16 @@
 //! OpenMetrics 1.0 (<https://prometheus.io/docs/specs/om/open_metrics_spec/>), named as OpenTelemetry
 //! says (<https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/>).
 
-use std::fmt::{Display, Write as _};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    fmt::{Display, Write as _},
+    sync::Arc,
+};
 
 use crate::{
     metrics::{
-        Instrument, Metrics,
+        Instrument, Snapshot,
         agent::{AgentMetric, Shape},
         series::{Series, Value as SeriesValue},
     },
@@ -57,22 +62,20 @@ impl Format {
 }
 
 /// All metrics.
-pub(super) fn write(metrics: &Metrics, format: Format) -> String {
+pub(super) fn write(metrics: &Snapshot, format: Format) -> String {
     let mut out = Text {
         out: String::with_capacity(16 * 1024),
         format,
     };
-    let resources = metrics.processes().iter().map(|process| &process.resource);
-    let agent = metrics.agent();
-    let mut all: Vec<_> = resources
+    let agent = metrics.agent.as_ref();
+    let resources = metrics.processes.iter().map(|process| &process.resource);
+    let all: Vec<_> = resources
         .chain(agent.map(|agent| &agent.resource))
         .collect();
-    // A process that learnt more of itself may be there twice.
-    all.sort_by_key(|resource| (instance(resource), resource.tgid));
-    all.dedup_by_key(|resource| (instance(resource), resource.tgid));
-    out.target_info(&all);
+    let names = Names::of(&all);
+    out.target_info(&all, &names);
     for instrument in Instrument::ALL {
-        let families = metrics.processes().iter();
+        let families = metrics.processes.iter();
         let families = families.filter(|process| !process.family(instrument).is_empty());
         let mut families = families.peekable();
         if families.peek().is_none() {
@@ -81,23 +84,20 @@ pub(super) fn write(metrics: &Metrics, format: Format) -> String {
         let name = format!("{}_seconds", instrument.name().replace('.', "_"));
         out.head(&name, "histogram", "seconds", instrument.description());
         for process in families {
-            let labels = labels_of(&process.resource);
+            let labels = names.labels_of(&process.resource);
             for series in process.family(instrument).iter() {
                 out.histogram(&name, &labels, series, instrument.bounds());
             }
         }
     }
-    let active = metrics
-        .processes()
-        .iter()
-        .filter(|p| !p.active().is_empty());
+    let active = metrics.processes.iter().filter(|p| !p.active().is_empty());
     let mut active = active.peekable();
     if active.peek().is_some() {
         let name = "http_server_active_requests";
         out.head(name, "gauge", "", "Number of active HTTP server requests.");
         for process in active {
             for (method, n) in process.active() {
-                let mut labels = labels_of(&process.resource);
+                let mut labels = names.labels_of(&process.resource);
                 label(&mut labels, "http.request.method", method);
                 label(&mut labels, "url.scheme", "http");
                 out.sample(name, &labels, n);
@@ -105,7 +105,7 @@ pub(super) fn write(metrics: &Metrics, format: Format) -> String {
         }
     }
     if let Some(agent) = agent {
-        let labels = labels_of(&agent.resource);
+        let labels = names.labels_of(&agent.resource);
         for metric in agent.metrics() {
             out.agent(&metric, &labels);
         }
@@ -135,22 +135,16 @@ impl Text {
     }
 
     /// What is known of each process; the other metrics name only the service and the instance.
-    fn target_info(&mut self, resources: &[&std::sync::Arc<Resource>]) {
+    fn target_info(&mut self, resources: &[&Arc<Resource>], names: &Names<'_>) {
         let (family, kind) = match self.format {
             Format::OpenMetrics => ("target", "info"),
             Format::Prometheus => ("target_info", "gauge"),
         };
         self.head(family, kind, "", "Target metadata.");
         for resource in resources {
-            let mut labels = labels_of(resource);
-            for (name, value) in &resource.attributes {
-                match value {
-                    _ if matches!(&**name, "service.name" | "service.instance.id") => {}
-                    Value::Str(text) => label(&mut labels, name, text),
-                    Value::Int(n) => label(&mut labels, name, &n.to_string()),
-                    Value::Bool(b) => label(&mut labels, name, &b.to_string()),
-                    Value::Float(_) | Value::StrList(_) => {}
-                }
+            let mut labels = names.labels_of(resource);
+            for (name, value) in described(resource) {
+                label(&mut labels, &name, &value);
             }
             self.sample("target_info", &labels, 1);
         }
@@ -158,7 +152,7 @@ impl Text {
 
     fn histogram(&mut self, name: &str, process: &str, series: &Series, bounds: &[f64]) {
         let mut labels = process.to_owned();
-        for (name, kept) in &series.attributes {
+        for (name, kept) in &*series.attributes {
             match kept.value() {
                 SeriesValue::Text(text) => label(&mut labels, name, text),
                 SeriesValue::Int(n) => label(&mut labels, name, &n.to_string()),
@@ -237,32 +231,88 @@ impl Text {
     }
 }
 
-/// What tells a process from others: `service.instance.id`, or its pid where it has none.
-fn instance(resource: &Resource) -> String {
-    let id = resource.attributes.iter();
-    let mut id = id.filter_map(|(name, value)| match value {
-        Value::Str(text) if name == "service.instance.id" => Some(text.to_string()),
-        _ => None,
-    });
-    id.next().unwrap_or_else(|| resource.tgid.to_string())
+/// The names that Prometheus tells processes by. No two may have the same: their samples would be
+/// duplicates.
+struct Names<'a> {
+    /// The process of each service's instance; none where several say that they are the same.
+    pids: HashMap<(&'a str, Cow<'a, str>), Option<u32>>,
 }
 
-fn labels_of(resource: &Resource) -> String {
-    let mut labels = String::new();
-    label(&mut labels, "service.name", &resource.service_name);
-    label(&mut labels, "service.instance.id", &instance(resource));
+impl<'a> Names<'a> {
+    fn of(resources: &[&'a Arc<Resource>]) -> Self {
+        let mut pids = HashMap::new();
+        for resource in resources {
+            let key = (&*resource.service_name, instance(resource));
+            pids.entry(key)
+                .and_modify(|pid| {
+                    if *pid != Some(resource.tgid) {
+                        *pid = None;
+                    }
+                })
+                .or_insert(Some(resource.tgid));
+        }
+        Self { pids }
+    }
+
+    fn labels_of(&self, resource: &Resource) -> String {
+        let mut labels = String::new();
+        let (service, mut instance) = (&*resource.service_name, instance(resource));
+        label(&mut labels, "service.name", service);
+        if self.pids.get(&(service, instance.clone())) == Some(&None) {
+            instance = format!("{instance}:{}", resource.tgid).into();
+        }
+        label(&mut labels, "service.instance.id", &instance);
+        labels
+    }
+}
+
+/// What tells a process from others: `service.instance.id`, or its pid where it has none.
+fn instance(resource: &Resource) -> Cow<'_, str> {
+    match resource.instance() {
+        Some(instance) => instance.into(),
+        None => resource.tgid.to_string().into(),
+    }
+}
+
+/// The labels that describe a process. A label that stands twice would make the whole answer unreadable:
+/// the values of names that become the same are put together, in the order of those names, as OpenTelemetry
+/// says. Names that are taken are exported, as Prometheus calls it.
+fn described(resource: &Resource) -> BTreeMap<String, String> {
+    let mut attributes: Vec<_> = resource.attributes.iter().collect();
+    attributes.sort_by_key(|(name, _)| name);
+    let mut labels = BTreeMap::<String, String>::new();
+    for (name, value) in attributes {
+        let value = match value {
+            _ if matches!(&**name, "service.name" | "service.instance.id") => continue,
+            Value::Str(text) => text.to_string(),
+            Value::Int(n) => n.to_string(),
+            Value::Bool(b) => b.to_string(),
+            Value::Float(_) | Value::StrList(_) => continue,
+        };
+        let mut label = String::new();
+        push_name(&mut label, name);
+        if matches!(&*label, "service_name" | "service_instance_id") {
+            label.insert_str(0, "exported_");
+        }
+        match labels.get_mut(&label) {
+            Some(values) => {
+                values.push(';');
+                values.push_str(&value);
+            }
+            None => {
+                labels.insert(label, value);
+            }
+        }
+    }
     labels
 }
 
-/// Adds a label: the name's dots become underscores, and the value is escaped.
+/// Adds a label. It must not be there yet.
 pub(super) fn label(labels: &mut String, name: &str, value: &str) {
     if !labels.is_empty() {
         labels.push(',');
     }
-    for (at, c) in name.chars().enumerate() {
-        let fits = c.is_ascii_alphabetic() || c == '_' || at > 0 && c.is_ascii_digit();
-        labels.push(if fits { c } else { '_' });
-    }
+    push_name(labels, name);
     labels.push_str("=\"");
     for c in value.chars() {
         match c {
@@ -273,4 +323,20 @@ pub(super) fn label(labels: &mut String, name: &str, value: &str) {
         }
     }
     labels.push('"');
+}
+
+/// Adds a label's name: what does not fit there becomes an underscore, and several of them become one. (Names
+/// that begin with two are Prometheus's own.)
+fn push_name(out: &mut String, name: &str) {
+    let begin = out.len();
+    for (at, c) in name.chars().enumerate() {
+        match c.is_ascii_alphabetic() || at > 0 && c.is_ascii_digit() {
+            true => out.push(c),
+            false if out[begin..].ends_with('_') => {}
+            false => out.push('_'),
+        }
+    }
+    if out.len() == begin {
+        out.push('_');
+    }
 }
