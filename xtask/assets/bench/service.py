@@ -100,7 +100,6 @@ if WITH == "otel":
     from opentelemetry import trace
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.instrumentation import dbapi
-    from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
     from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
     from opentelemetry.sdk.trace import TracerProvider
@@ -111,7 +110,6 @@ if WITH == "otel":
     trace.set_tracer_provider(provider)
     FastAPIInstrumentor.instrument_app(app)
     HTTPXClientInstrumentor().instrument()
-    AsyncPGInstrumentor().instrument()
     # What opentelemetry-instrumentation-sqlite3 does; aiosqlite connects through the same function.
     dbapi.wrap_connect(__name__, sqlite3, "connect", "sqlite")
 elif WITH == "pyinstrument":

@@ -251,7 +251,6 @@ fn variants(scenario: &str, pace: Pace, quick: bool) -> Vec<Variant> {
             "pyinstrument",
         ],
         ("plain", Pace::Saturated) if !quick => &["agent", "sampled", "everything"],
-        ("postgres", Pace::Saturated) if !quick => &["agent", "everything", "otel"],
         (_, Pace::Saturated) if !quick => &["agent", "everything"],
         _ => &["agent"],
     };

@@ -35,7 +35,6 @@ const PACKAGES: &[&str] = &[
     "httpx",
     "memray==1.20.0",
     "opentelemetry-exporter-otlp-proto-http==1.45.2",
-    "opentelemetry-instrumentation-asyncpg==0.66b2",
     "opentelemetry-instrumentation-dbapi==0.66b2",
     "opentelemetry-instrumentation-fastapi==0.66b2",
     "opentelemetry-instrumentation-httpx==0.66b2",
