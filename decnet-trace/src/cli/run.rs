@@ -114,6 +114,11 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     duration: Option<u64>,
 
+    /// Say so in the log when the agent's own process uses more than so many per cent of one core in a minute;
+    /// 0: never.
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0, value_parser = percent)]
+    cpu_budget: f64,
+
     #[command(flatten)]
     sampling: SamplingArgs,
 
@@ -329,6 +334,14 @@ fn positive(text: &str) -> Result<f64, String> {
     n.ok_or_else(|| "give a number above 0".to_owned())
 }
 
+fn percent(text: &str) -> Result<f64, String> {
+    let n = text
+        .parse()
+        .ok()
+        .filter(|n: &f64| n.is_finite() && *n >= 0.0);
+    n.ok_or_else(|| "give per cent of one core, such as 5".to_owned())
+}
+
 /// How the kernel side is loaded.
 #[derive(Args, Debug)]
 pub(super) struct KernelArgs {
@@ -406,6 +419,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
         lineage: args.lineage(),
         queues: !args.no_queues,
         identities_max: args.identities_max,
+        cpu_budget: (args.cpu_budget > 0.0).then_some(args.cpu_budget),
         policy: settings.policy(&mut warnings)?,
         export: ExportConfig {
             otlp,

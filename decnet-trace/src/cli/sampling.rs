@@ -155,6 +155,7 @@ impl SamplingArgs {
             lineage: Lineage::Off,
             queues: false,
             identities_max: 1,
+            cpu_budget: None,
             policy: PolicyConfig::default(),
             sampling: SamplingConfig::default(),
             metrics: None,

@@ -69,6 +69,17 @@ pub enum UntraceReason {
     NotSelected,
 }
 
+impl UntraceReason {
+    /// In words.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Exited => "it ended",
+            Self::Executed => "it executed another program",
+            Self::NotSelected => "it is not asked for any more",
+        }
+    }
+}
+
 /// What to do about a process.
 #[derive(Clone, Debug)]
 pub enum Change {

@@ -90,7 +90,7 @@ impl Worker {
                     wall.remove(*tgid);
                 }
                 if self.processes.resource(*tgid).is_some() {
-                    debug!("no longer tracing pid {tgid}: {reason:?}");
+                    info!("no longer tracing pid {tgid}: {}", reason.as_str());
                     self.processes.end(*tgid, monotonic());
                 }
             }

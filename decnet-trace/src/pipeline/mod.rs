@@ -78,6 +78,8 @@ pub struct Config {
     pub queues: bool,
     /// The most identities (contexts, as a rule) that are remembered.
     pub identities_max: usize,
+    /// What the agent's own process may use of one core, in per cent, before the log says so.
+    pub cpu_budget: Option<f64>,
     /// Read the routes that services declare.
     pub learn_routes: bool,
     /// What becomes of a request on its way to a span.
@@ -209,6 +211,7 @@ impl Pipeline {
             lineage: config.lineage,
             queues: config.queues,
             identities_max: config.identities_max,
+            cpu_budget: config.cpu_budget,
             profile,
             clock,
             minutes,

@@ -38,7 +38,7 @@ use crate::{
     discover::{Change, Children, Discovery},
     error::{Error, Result},
     export::Exporters,
-    govern::cost::CostMeter,
+    govern::{budget::Budget, cost::CostMeter},
     ingest::Ingest,
     metrics::SharedMetrics,
     policy::{ClockOffset, Policy},
@@ -93,6 +93,7 @@ pub(super) struct Parts {
     pub(super) lineage: Lineage,
     pub(super) queues: bool,
     pub(super) identities_max: usize,
+    pub(super) cpu_budget: Option<f64>,
     pub(super) profile: Option<profile::aggregate::Options>,
     pub(super) clock: Option<IntervalClock>,
     pub(super) minutes: Option<Minutes>,
@@ -135,6 +136,9 @@ pub(super) struct Worker {
     pub(super) started_unix: u64,
     pub(super) clock: ClockOffset,
     pub(super) meter: CostMeter,
+    budget: Option<Budget>,
+    /// Children of traced processes that the kernel side had no room for.
+    untraced: u64,
     /// What the eBPF programs say of themselves, where they were built to.
     pub(super) programs_log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     pub(super) usage: Option<SelfUsage>,
@@ -167,6 +171,7 @@ impl Worker {
             lineage,
             queues,
             identities_max,
+            cpu_budget,
             profile,
             clock: interval,
             minutes,
@@ -234,6 +239,8 @@ impl Worker {
             started_unix: clock.to_unix(monotonic()),
             clock,
             meter: CostMeter::new(now),
+            budget: cpu_budget.and_then(|percent| Budget::start(percent).ok()),
+            untraced: 0,
             programs_log,
             usage: SelfUsage::start().ok(),
             report: Report::start().ok(),
@@ -424,12 +431,16 @@ impl Worker {
     fn slow(&mut self, now: u64) -> Result<()> {
         self.clock = unix_offset();
         self.notice_losses()?;
+        self.notice_untraced()?;
         self.processes.sweep(now);
         self.close_quiet(now);
         self.sweep_joins(now);
         let served = self.requests.served;
         self.meter.tick(Instant::now(), &self.bpf, served)?;
         self.measure()?;
+        if let Some(budget) = &mut self.budget {
+            budget.tick(Instant::now());
+        }
         if self.report.as_ref().is_some_and(Report::is_due) {
             let counters = self.all_counters()?;
             if let Some(report) = &mut self.report {
@@ -471,6 +482,19 @@ impl Worker {
             self.events_lost();
         }
         Ok(is_more)
+    }
+
+    /// Says that children of traced processes are not traced, for the kernel side knows too many already.
+    fn notice_untraced(&mut self) -> Result<()> {
+        let untraced = self.bpf.count(Counter::TargetsFull)?;
+        if untraced > self.untraced {
+            warn!(
+                "{} children of traced processes are not traced yet: the map of traced processes is full; name fewer",
+                untraced - self.untraced
+            );
+            self.untraced = untraced;
+        }
+        Ok(())
     }
 
     /// What is half-seen may be paired wrongly, and is dropped.
