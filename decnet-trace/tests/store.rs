@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use decnet_trace::telemetry::clock;
 use rustix::process::Signal;
 use serde_json::Value;
 use support::Agent;
@@ -259,8 +260,8 @@ fn shows_a_trace() {
     agent.stop();
 }
 
-/// Killed in mid-write, again and again: the store is whole, each request in it too, and the next agent
-/// goes on with it.
+/// Killed in mid-write, again and again: the store is whole, and each request in it too; what ended two seconds
+/// before is there, once; and the next agent goes on with it.
 #[test]
 fn survives_being_killed() {
     if !support::can_run() {
@@ -281,12 +282,25 @@ fn survives_being_killed() {
                 .unwrap()
         });
         // Somewhere between one batch and the next.
-        thread::sleep(Duration::from_millis(2300 + 371 * round));
+        thread::sleep(Duration::from_millis(2800 + 371 * round));
+        let killed = clock::read(libc::CLOCK_MONOTONIC);
         agent.signal(Signal::KILL);
         assert!(!agent.wait().success());
-        load.join().unwrap();
+        let dead = clock::read(libc::CLOCK_MONOTONIC);
+        let truth = load.join().unwrap();
         let found = traces(&store, &all());
-        assert!(found.len() > before, "nothing of round {round}");
+        let ended = |by: u64| truth.iter().filter(|one| one.end < by).count();
+        let (stored, due) = (found.len() - before, ended(killed - 2_000_000_000));
+        println!(
+            "round {round}: {stored} stored, {due} were due, {} ended",
+            ended(dead)
+        );
+        assert!(
+            due > 0 && stored >= due,
+            "{stored} of {due} in round {round}"
+        );
+        // The client learns of an end after the service.
+        assert!(stored <= ended(dead) + 8, "{stored} in round {round}");
         before = found.len();
         for trace in &found {
             let span = &trace["spans"][0]["attributes"];

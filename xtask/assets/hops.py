@@ -9,7 +9,7 @@ import os
 from contextlib import asynccontextmanager
 
 import httpx
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 
 NEXT = os.environ.get("NEXT")
 SOCKET = os.environ.get("NEXT_SOCKET")
@@ -42,6 +42,24 @@ async def slow(rid: str):
     if NEXT:
         await app.state.client.get(f"{NEXT}/slow/{rid}.0")
     else:
+        await asyncio.sleep(0.3)
+    return rid
+
+
+@app.get("/fail/{rid}")
+async def fail(rid: str):
+    """The last one fails, and nobody before it minds."""
+    if NEXT:
+        await app.state.client.get(f"{NEXT}/fail/{rid}.0")
+        return rid
+    return Response(status_code=500)
+
+
+@app.get("/late/{rid}")
+async def late(rid: str):
+    """Takes its time when the next one has answered, who does not."""
+    if NEXT:
+        await app.state.client.get(f"{NEXT}/late/{rid}.0")
         await asyncio.sleep(0.3)
     return rid
 

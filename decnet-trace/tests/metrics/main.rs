@@ -1,12 +1,15 @@
 //! Metrics and sampling of a real service, against what its client counted; and endpoints that fail.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod outages;
+mod sampling;
 #[expect(dead_code, reason = "other tests need more of it")]
+#[path = "../support/mod.rs"]
 mod support;
+mod web;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     process::Command,
@@ -20,7 +23,6 @@ use xtask::bed::{
     service::Service,
 };
 
-const SOON: Duration = Duration::from_secs(60);
 const DURATION: &str = "http.server.request.duration";
 
 /// What a client's clock and a server's may differ by on a saturated machine, in seconds.
@@ -104,7 +106,8 @@ fn at(sorted: &[f64], q: f64) -> f64 {
 }
 
 /// What Prometheus reads and what a real collector gets equals the client's own counts, and histograms'
-/// percentiles are those of the spans and no higher than the client's, to within a bucket.
+/// percentiles are those of the spans and no higher than the client's, to within a bucket; where nothing
+/// else has to be waited for, no lower either.
 #[test]
 fn metrics_equal_the_clients_counts() {
     if !support::can_run() {
@@ -123,11 +126,23 @@ fn metrics_equal_the_clients_counts() {
     ]);
     let mix = ["/", "/items/7", "/items/8", "/sync", "/nowhere", "/error"];
     let truth = load(&service, mix.map(Request::get).into(), 6000);
-    let want = by_status(&truth);
+    // One after the other: the client waits for the server's work and nothing else.
+    let alone = Load::new(service.target.clone(), [Request::get("/slow?ms=60")])
+        .count(40)
+        .run()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let mut want = by_status(&truth);
+    *want.entry(200).or_default() += 40;
     assert_eq!(scraped(listen), want);
+    drop(service);
+    std::thread::sleep(Duration::from_millis(500));
     let seen = agent.stop();
+    let records = collector.records().unwrap();
+    let gone = format!("Str(no longer tracing pid {pid}: it ended)");
+    assert!(records.contains(&gone), "{records:?}");
     let (spans, points) = collector.stop().unwrap();
-    assert_eq!(spans.len(), 6000, "{}", seen.output);
+    assert_eq!(spans.len(), 6040, "{}", seen.output);
     let durations = last(points.clone(), DURATION);
     let mut counted: BTreeMap<u16, u64> = BTreeMap::new();
     for point in &durations {
@@ -139,13 +154,12 @@ fn metrics_equal_the_clients_counts() {
     }
     assert_eq!(counted, want);
 
-    let root = |point: &&Point| {
-        point
-            .attributes
-            .get("http.route")
-            .is_some_and(|r| r == "Str(/)")
+    let of_route = |route: &str| {
+        let route = format!("Str({route})");
+        let is_it = |point: &&Point| point.attributes.get("http.route") == Some(&route);
+        durations.iter().find(is_it).unwrap()
     };
-    let point = durations.iter().find(root).unwrap();
+    let point = of_route("/");
     let seconds = |mut all: Vec<f64>| {
         all.sort_by(f64::total_cmp);
         all
@@ -172,6 +186,20 @@ fn metrics_equal_the_clients_counts() {
         );
         assert!(above <= at(&clients, q) + PREEMPTED, "{above} {q}");
     }
+    let point = of_route("/slow");
+    let clients = seconds(
+        alone
+            .iter()
+            .map(|truth| (truth.end - truth.start) as f64 / 1e9)
+            .collect(),
+    );
+    for q in [0.1, 0.5, 0.9] {
+        let ((above, up_to), client) = (quantile(point, q), at(&clients, q));
+        assert!(
+            up_to >= 0.06 && up_to >= client - PREEMPTED && above <= client + PREEMPTED,
+            "{above} {up_to} {client}"
+        );
+    }
 
     let agents: HashSet<_> = points
         .iter()
@@ -184,223 +212,6 @@ fn metrics_equal_the_clients_counts() {
             "Str(decnet-trace)".to_owned(),
         );
         assert!(agents.contains(&one), "{name} in {agents:?}");
-    }
-}
-
-/// Of what is sampled all errors are kept and the share of the rest that was asked for, each standing
-/// for as many as it should; metrics count all.
-#[test]
-fn samples_what_was_asked_for() {
-    if !support::can_run() {
-        return;
-    }
-    let service = Service::builder().start().unwrap();
-    let (pid, listen) = (service.pid.to_string(), free_port());
-    let agent = Agent::start(&[
-        "--pid",
-        &pid,
-        "--sample",
-        "0.1",
-        "--metrics-listen",
-        &listen.to_string(),
-    ]);
-    let mut mix = vec![Request::get("/"); 9];
-    mix.push(Request::get("/error"));
-    let truth = load(&service, mix, 6000);
-    assert_eq!(scraped(listen), by_status(&truth));
-    let seen = agent.stop();
-    let errors = truth.iter().filter(|truth| truth.status == 500).count();
-    let reason = |reason: &str| -> Vec<&Span> {
-        let of_reason = |span: &&Span| span.text("decnet.sampling.reason") == reason;
-        seen.spans.iter().filter(of_reason).collect()
-    };
-    let failed = reason("error");
-    assert_eq!(failed.len(), errors);
-    let stands_for_one = |span: &&Span| span.float("decnet.sampling.adjusted_count") == Some(1.0);
-    assert!(failed.iter().all(stands_for_one));
-    let kept = reason("rate");
-    assert_eq!(failed.len() + kept.len(), seen.spans.len());
-    let others = (truth.len() - errors) as f64;
-    let sigma = (others * 0.1 * 0.9).sqrt();
-    assert!(
-        (kept.len() as f64 - others * 0.1).abs() < 4.0 * sigma,
-        "{}",
-        kept.len()
-    );
-    let stand_for = |span: &&Span| span.float("decnet.sampling.adjusted_count").unwrap();
-    assert!((stand_for(&kept[0]) - 10.0).abs() < 1e-9);
-    let dropped = (truth.len() - seen.spans.len()) as u64;
-    assert!(seen.counter("spans_sampled_out") <= dropped);
-    assert_eq!(seen.counter("spans"), seen.spans.len() as u64);
-}
-
-/// A real collector that goes away in mid-load and comes back gets every span.
-#[test]
-fn a_restarted_collector_misses_nothing() {
-    if !support::can_run() {
-        return;
-    }
-    let collector = Collector::start().unwrap();
-    let (grpc, http) = collector.addresses();
-    let service = Service::builder().start().unwrap();
-    let pid = service.pid.to_string();
-    let agent = Agent::start(&["--pid", &pid, "--otlp-endpoint", &collector.grpc_endpoint()]);
-    let target = service.target.clone();
-    let load = std::thread::spawn(move || {
-        Load::new(target, [Request::get("/")])
-            .connections(4)
-            .count(4000)
-            .rate(500.0)
-            .run()
-            .unwrap()
-    });
-    std::thread::sleep(Duration::from_secs(3));
-    let (before, _) = collector.stop().unwrap();
-    std::thread::sleep(Duration::from_secs(2));
-    let collector = Collector::start_at(grpc, http).unwrap();
-    let truth = load.join().unwrap();
-    assert!(
-        !before.is_empty() && before.len() < truth.len(),
-        "{}",
-        before.len()
-    );
-    let mut ids: HashSet<String> = before.into_iter().map(|span| span.span_id).collect();
-    let begin = std::time::Instant::now();
-    while ids.len() < truth.len() {
-        assert!(
-            begin.elapsed() < SOON,
-            "{} of {}\n{}",
-            ids.len(),
-            truth.len(),
-            agent.output()
-        );
-        std::thread::sleep(Duration::from_millis(500));
-        ids.extend(
-            collector
-                .spans()
-                .unwrap()
-                .into_iter()
-                .map(|span| span.span_id),
-        );
-    }
-    let seen = agent.stop();
-    assert_eq!(ids.len(), truth.len());
-    assert_eq!(seen.counter("otlp_spans_sent"), truth.len() as u64);
-    assert!(seen.counter("otlp_attempts_failed") > 0);
-}
-
-/// An endpoint that takes connections and never answers costs bounded memory, and the service nothing.
-#[test]
-fn a_hanging_endpoint_costs_bounded_memory() {
-    if !support::can_run() {
-        return;
-    }
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", silent.local_addr().unwrap());
-    let service = Service::builder().start().unwrap();
-    let pid = service.pid.to_string();
-    let agent = Agent::start(&["--pid", &pid, "--otlp-endpoint", &endpoint]);
-    // More than the queue takes.
-    let truth = load(&service, vec![Request::get("/")], 20_000);
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .unwrap();
-    let peak: u64 = peak.trim().trim_end_matches("kB").trim().parse().unwrap();
-    assert!(peak < 150 * 1024, "{peak} KiB");
-    let seen = agent.stop();
-    assert_eq!(seen.spans.len(), truth.len(), "the file has all");
-    let lost = ["queue_full", "at_stop", "gave_up"]
-        .map(|reason| seen.counter(&format!("otlp_spans_lost_{reason}")));
-    assert_eq!(lost.iter().sum::<u64>(), truth.len() as u64, "{lost:?}");
-    assert!(lost[0] > 0, "{lost:?}");
-}
-
-/// The collector is away for longer than the queue can hold, under load: what is kept is the newest, what
-/// is lost is counted, and memory stays bounded. Says what came of it. It takes too long to be run with the
-/// others.
-#[test]
-#[ignore = "takes minutes"]
-fn an_outage() {
-    if !support::can_run() {
-        return;
-    }
-    let number = |name: &str, default| {
-        let text = std::env::var(name).ok();
-        text.and_then(|text| text.parse().ok()).unwrap_or(default)
-    };
-    let seconds: u64 = number("DECNET_TRACE_OUTAGE_SECONDS", 120);
-    let rate: u64 = number("DECNET_TRACE_OUTAGE_RATE", 400);
-    let (lead, pause) = (5, Duration::from_secs(1));
-    let collector = Collector::start().unwrap();
-    let (grpc, http) = collector.addresses();
-    let service = Service::builder().start().unwrap();
-    let pid = service.pid.to_string();
-    let agent = Agent::start(&["--pid", &pid, "--otlp-endpoint", &collector.grpc_endpoint()]);
-    let target = service.target.clone();
-    let load = std::thread::spawn(move || {
-        Load::new(target, [Request::get("/")])
-            .connections(8)
-            .rate(rate as f64)
-            .duration(Duration::from_secs(seconds + 2 * lead))
-            .run()
-            .unwrap()
-    });
-    std::thread::sleep(Duration::from_secs(lead));
-    let (before, _) = collector.stop().unwrap();
-    std::thread::sleep(Duration::from_secs(seconds));
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-    let peak = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM"))
-        .unwrap();
-    let collector = Collector::start_at(grpc, http).unwrap();
-    let back = std::time::Instant::now();
-    let truth = load.join().unwrap();
-    // The next attempt may be half a minute away.
-    let (mut arrived, mut since, mut first) = (0, back, None);
-    while first.is_none() || since.elapsed() < 5 * pause {
-        assert!(back.elapsed() < SOON + 2 * SOON, "{}", agent.output());
-        std::thread::sleep(pause);
-        let now = collector.spans().unwrap().len();
-        if now > arrived {
-            first.get_or_insert(back.elapsed());
-            (arrived, since) = (now, std::time::Instant::now());
-        }
-    }
-    let after = collector.spans().unwrap();
-    let seen = agent.stop();
-    let counter = |name: &str| seen.counter(&format!("otlp_spans_{name}"));
-    let lost: Vec<_> = ["queue_full", "gave_up", "refused", "at_stop"]
-        .iter()
-        .map(|reason| (*reason, counter(&format!("lost_{reason}"))))
-        .collect();
-    println!(
-        "{seconds} s away at {rate} requests/s: {} requests, {} spans before, {} after; lost {lost:?}; \
-         {peak}; first {:.0?} after it was back",
-        truth.len(),
-        before.len(),
-        after.len(),
-        first.unwrap_or_default()
-    );
-    let all_lost: u64 = lost.iter().map(|(_, count)| count).sum();
-    assert_eq!(
-        counter("sent") + all_lost,
-        truth.len() as u64,
-        "{}",
-        seen.output
-    );
-    // The newest are there: those of the last second before the end.
-    let last = seen.spans.iter().map(|span| span.end).max().unwrap();
-    let newest = seen
-        .spans
-        .iter()
-        .filter(|span| span.end + 1_000_000_000 > last);
-    let ids: HashSet<&str> = after.iter().map(|span| span.span_id.as_str()).collect();
-    assert!(newest.clone().count() > 0);
-    for span in newest {
-        assert!(ids.contains(span.id.as_str()), "{}", span.id);
     }
 }
 

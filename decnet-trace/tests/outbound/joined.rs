@@ -245,6 +245,80 @@ fn three_hops() {
     assert!((1..60).contains(&traces.len()), "{traces:?}");
 }
 
+/// A trace that goes through several services is kept as a whole or not at all: every one with an error in a call
+/// that nobody further up minds, every one that is slow, at its end or its beginning, and a share of the others.
+#[test]
+fn kept_as_a_whole() {
+    if !can_run() {
+        return;
+    }
+    let c = hop(None).start().unwrap();
+    let b = hop(Some(&c)).start().unwrap();
+    let a = hop(Some(&b)).start().unwrap();
+    // A busy machine takes some tens of milliseconds for what is quick.
+    let rules = ["--sample", "0.3", "--keep-slow", "250"];
+    let agent = agent(&[&a, &b, &c], &rules);
+    warm_up(&agent, &[&a, &b]);
+    let ways = [
+        ("fail", 20, 5),
+        ("slow", 20, 5),
+        ("late", 20, 5),
+        ("hop", 60, 25),
+    ];
+    for (way, count, _) in ways {
+        let requests = paths(way, count).into_iter().map(Request::get);
+        let load = Load::new(a.target.clone(), requests).connections(4);
+        assert!(load.run().unwrap().iter().all(|request| request.complete));
+    }
+    thread::sleep(Duration::from_millis(500));
+    let seen = agent.stop();
+    judge(&seen, &a);
+    for (way, count, spans) in ways {
+        // By the id of the request that all of it began with.
+        let mut traces: HashMap<&str, Vec<&Span>> = HashMap::new();
+        for span in seen.spans.iter().filter(|span| id(span).starts_with(way)) {
+            let first = id(span).split('.').next().unwrap();
+            traces.entry(first).or_default().push(span);
+        }
+        for trace in traces.values() {
+            assert_eq!(trace.len(), spans, "{trace:?}");
+            assert!(
+                trace.iter().all(|span| span.trace == trace[0].trace),
+                "{trace:?}"
+            );
+        }
+        match way {
+            "hop" => assert!((1..count).contains(&traces.len()), "{}", traces.len()),
+            _ => assert_eq!(traces.len(), count, "{way}\n{}", seen.output),
+        }
+        let reason = |span: &Span| span.text("decnet.sampling.reason").to_owned();
+        let is_slow = |span: &&Span| span.kind == SERVER && span.end - span.start > 250_000_000;
+        let mut reasons = Vec::new();
+        for trace in traces.values() {
+            let because = reason(trace[0]);
+            let is_true = match &*because {
+                "error" => way == "fail",
+                "slow" => trace.iter().any(is_slow),
+                // It may have been kept before anybody knew what else it is.
+                because => because == "rate",
+            };
+            assert!(is_true, "{way}: {trace:?}");
+            let mut all = trace.iter().map(|span| reason(span));
+            assert!(all.all(|one| one == because), "{trace:?}");
+            reasons.push(because);
+        }
+        let because = match way {
+            "fail" => "error",
+            "hop" => "rate",
+            _ => "slow",
+        };
+        assert!(
+            reasons.iter().any(|one| one == because),
+            "{way}: {reasons:?}"
+        );
+    }
+}
+
 /// In the last traces of a store that begin with `/slow` each of three services serves and, but for the last,
 /// calls.
 fn check_trees(store: &Path, [a, b, c]: [u64; 3]) {

@@ -158,6 +158,16 @@ impl Collector {
         Ok((self.spans()?, self.points()?))
     }
 
+    /// Kills it, and returns all spans that it had written down.
+    ///
+    /// # Errors
+    /// It does not end, or its log cannot be read.
+    pub fn kill(mut self) -> Result<Vec<Collected>> {
+        self.process.signal(rustix::process::Signal::KILL);
+        self.process.wait(START)?;
+        self.spans()
+    }
+
     /// All points of metrics that it received so far, in their order.
     ///
     /// # Errors
