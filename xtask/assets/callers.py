@@ -10,8 +10,9 @@ import os
 import sys
 from contextlib import asynccontextmanager
 
+import anyio
 import httpx
-from fastapi import BackgroundTasks, FastAPI, WebSocket
+from fastapi import BackgroundTasks, FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from starlette.middleware.base import BaseHTTPMiddleware
 
@@ -22,6 +23,8 @@ detached = set()
 
 @asynccontextmanager
 async def lifespan(app):
+    if os.environ.get("EAGER"):
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
     limits = httpx.Limits(max_connections=100)
     async with httpx.AsyncClient(limits=limits, timeout=30) as client:
         app.state.client = client
@@ -92,6 +95,22 @@ async def detached_task(rid: str):
         await call("detached", rid, 1)
 
     keep(asyncio.create_task(later()))
+
+
+@app.get("/descendant/{rid}")
+async def descendant(rid: str):
+    """A task that outlives its request, and one of its own that outlives both."""
+
+    async def grandchild():
+        await asyncio.sleep(0.04)
+        await call("descendant", rid, 2)
+
+    async def child():
+        await asyncio.sleep(0.02)
+        keep(asyncio.create_task(grandchild()))
+        await call("descendant", rid, 1)
+
+    keep(asyncio.create_task(child()))
 
 
 @app.get("/call_later/{rid}")
@@ -241,6 +260,43 @@ async def slow(rid: str):
     await call("slow", rid, 1)
     await asyncio.sleep(0.2)
     await call("slow", rid, 2)
+
+
+@app.get("/cancelled/{rid}")
+async def cancelled(rid: str):
+    """A response that is cancelled when its client goes away, and makes a call as its last."""
+
+    async def chunks():
+        try:
+            yield b"first"
+            await call("cancelled", rid, 1)
+            yield b"second"
+            await asyncio.sleep(30)
+        finally:
+            # Starlette's scope cancels whatever is awaited, again and again, if it is not shielded.
+            with anyio.CancelScope(shield=True):
+                await call("cancelled", rid, 2)
+
+    return StreamingResponse(chunks())
+
+
+@app.get("/watched/{rid}")
+async def watched(rid: str, request: Request):
+    """Is cancelled by a watcher when its client goes away, and makes a call as its last."""
+    handler = asyncio.current_task()
+
+    async def watch():
+        # `is_disconnected` never is behind a BaseHTTPMiddleware.
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        handler.cancel()
+
+    await call("watched", rid, 1)
+    keep(asyncio.create_task(watch()))
+    try:
+        await asyncio.sleep(30)
+    finally:
+        await call("watched", rid, 2)
 
 
 @app.websocket("/socket/{rid}")

@@ -17,10 +17,17 @@ use xtask::bed::{
     service::{Http, Loop, Service},
 };
 
-use super::{Agent, Services, can_run, count, support::side_by_side, verdicts};
+use super::{Agent, Services, can_run, check_complete, count, support::side_by_side, verdicts};
 
-/// Ways of `callers.py`, one of each kind.
-const WAYS: [&str; 6] = ["await", "gather", "sync", "executor", "detached", "stream"];
+/// Ways of `callers.py`, one of each kind, and how many calls a request of each makes.
+const WAYS: [(&str, usize); 6] = [
+    ("await", 2),
+    ("gather", 3),
+    ("sync", 1),
+    ("executor", 1),
+    ("detached", 1),
+    ("stream", 3),
+];
 
 /// A server span, in OTLP's numbering.
 const SERVER: u64 = 2;
@@ -70,7 +77,7 @@ fn workers_that_are_killed() {
     let load = |rounds: usize, name: &str| {
         let requests = (0..rounds).flat_map(|round| {
             WAYS.iter()
-                .map(move |way| Request::get(format!("/{way}/{name}-{round}")))
+                .map(move |(way, _)| Request::get(format!("/{way}/{name}-{round}")))
         });
         Load::new(services.target(), requests).connections(32)
     };
@@ -83,6 +90,7 @@ fn workers_that_are_killed() {
     };
     let all = verdicts(&seen);
     println!("calm: {all:#?}");
+    check_complete(&all, &WAYS, 80, &seen.output);
     let (right, none, wrong) = count(&all, |_| true);
     assert!(
         right > 0 && none * 1_000 <= right && wrong == 0,

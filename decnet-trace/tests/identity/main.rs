@@ -35,28 +35,29 @@ const IN_TREE: [&str; 5] = ["fastapi", "httptools", "httpx", "uvicorn", "uvloop"
 /// How long an agent may take to follow what it should, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The ways in which `callers.py` makes calls.
-const WAYS: [&str; 16] = [
-    "await",
-    "task",
-    "gather",
-    "wait_for",
-    "shield",
-    "nested",
-    "detached",
-    "call_later",
-    "sync",
-    "to_thread",
-    "executor",
-    "generator",
-    "stream",
-    "background",
-    "variable",
-    "middleware",
+/// The ways in which `callers.py` makes calls, and how many a request of each makes.
+const WAYS: [(&str, usize); 17] = [
+    ("await", 2),
+    ("task", 1),
+    ("gather", 3),
+    ("wait_for", 1),
+    ("shield", 1),
+    ("nested", 2),
+    ("detached", 1),
+    ("descendant", 2),
+    ("call_later", 1),
+    ("sync", 1),
+    ("to_thread", 1),
+    ("executor", 1),
+    ("generator", 2),
+    ("stream", 3),
+    ("background", 2),
+    ("variable", 2),
+    ("middleware", 3),
 ];
 
 /// Ways that make calls when their request is over.
-const AFTERWARDS: [&str; 3] = ["detached", "call_later", "background"];
+const AFTERWARDS: [&str; 4] = ["detached", "descendant", "call_later", "background"];
 
 /// Verdicts on the calls of a service, by way.
 type All = BTreeMap<String, Verdicts>;
@@ -117,7 +118,7 @@ impl Services {
     fn load(&self, rounds: usize) {
         let requests = (0..rounds).flat_map(|round| {
             WAYS.iter()
-                .map(move |way| Request::get(format!("/{way}/{way}-{round}")))
+                .map(move |(way, _)| Request::get(format!("/{way}/{way}-{round}")))
         });
         let truth = Load::new(self.target(), requests)
             .connections(CONNECTIONS)
@@ -232,9 +233,20 @@ fn count(all: &All, wanted: impl Fn(&str) -> bool) -> (usize, usize, usize) {
     )
 }
 
-/// No wrong link; calls of open requests are known but for one in a thousand; nobody's are nobody's.
-fn check(all: &All, afterwards_too: bool, seen: &Seen) {
+/// Every call was seen, once: of each way as many as so many requests make.
+fn check_complete(all: &All, ways: &[(&str, usize)], rounds: usize, output: &str) {
+    for (way, calls) in ways {
+        let seen = all.get(*way).copied().unwrap_or_default();
+        let seen = seen.right + seen.none + seen.wrong;
+        assert_eq!(seen, calls * rounds, "{way}: {all:#?}\n{output}");
+    }
+}
+
+/// No call is missing and none under a wrong request; calls of open requests are known but for one in a
+/// thousand; nobody's are nobody's.
+fn check(all: &All, rounds: usize, afterwards_too: bool, seen: &Seen) {
     println!("{all:#?}");
+    check_complete(all, &WAYS, rounds, &seen.output);
     let (_, _, wrong) = count(all, |_| true);
     assert_eq!(wrong, 0, "{all:#?}\n{}", seen.output);
     let (right, none, _) = count(all, |way| {
@@ -249,26 +261,42 @@ fn check(all: &All, afterwards_too: bool, seen: &Seen) {
     assert!(all["nobody"].none > 0);
 }
 
-/// uvloop and httptools on Debian's stripped interpreter: 20,000 calls and more.
+/// Rounds of all ways that make 20,000 calls and more.
+const MANY: usize = 700;
+
+/// uvloop and httptools, 20,000 calls and more: on Debian's stripped interpreter, and on one of pyenv's.
 #[test]
 fn uvloop_httptools() {
-    if !can_run() {
-        return;
+    if can_run() {
+        many_calls(Loop::Uvloop, Http::Httptools);
     }
-    let services = Services::start(Loop::Uvloop, Http::Httptools, None, &[]);
-    let (all, seen) = services.judge(760, &[]);
-    check(&all, true, &seen);
 }
 
 /// asyncio and h11, likewise.
 #[test]
 fn asyncio_h11() {
-    if !can_run() {
-        return;
+    if can_run() {
+        many_calls(Loop::Asyncio, Http::H11);
     }
-    let services = Services::start(Loop::Asyncio, Http::H11, None, &[]);
-    let (all, seen) = services.judge(760, &[]);
-    check(&all, true, &seen);
+}
+
+fn many_calls(event_loop: Loop, http: Http) {
+    let newer = python("3.13").or_else(|| python("3.12"));
+    let newer = newer.map(|python| Venv::ensure(&python, WEB).unwrap());
+    if newer.is_none() {
+        println!("SKIPPED: {event_loop} on a CPython beside the system's, of which there is none");
+    }
+    let mut cases = vec![None];
+    cases.extend(newer.map(Some));
+    side_by_side(&cases, |venv| {
+        let services = Services::start(event_loop, http, venv.as_ref(), &[]);
+        let (all, seen) = services.judge(MANY, &[]);
+        println!(
+            "{event_loop}, {http}, {:?}",
+            venv.as_ref().map(Venv::version)
+        );
+        check(&all, MANY, true, &seen);
+    });
 }
 
 /// Each request in a fresh context that is no copy: calls after the response have no owner then.
@@ -280,10 +308,10 @@ fn reset_contextvars() {
     let args = ["--reset-contextvars"];
     let services = Services::start(Loop::Uvloop, Http::Httptools, None, &args);
     let (all, seen) = services.judge(80, &[]);
-    check(&all, false, &seen);
+    check(&all, 80, false, &seen);
 }
 
-/// Other CPythons at hand.
+/// Other CPythons at hand, on both loops.
 #[test]
 fn other_pythons() {
     if !can_run() {
@@ -300,11 +328,17 @@ fn other_pythons() {
             Err(error) => println!("SKIPPED: identity on CPython {version}: {error:#}"),
         }
     }
-    side_by_side(&at_hand, |(version, venv)| {
-        let services = Services::start(Loop::Asyncio, Http::Httptools, Some(venv), &[]);
+    let cases: Vec<_> = at_hand
+        .iter()
+        .flat_map(|(version, venv)| {
+            [Loop::Asyncio, Loop::Uvloop].map(|event_loop| (version, venv, event_loop))
+        })
+        .collect();
+    side_by_side(&cases, |&(version, venv, event_loop)| {
+        let services = Services::start(event_loop, Http::Httptools, Some(venv), &[]);
         let (all, seen) = services.judge(40, &[]);
-        println!("CPython {version}");
-        check(&all, true, &seen);
+        println!("CPython {version}, {event_loop}");
+        check(&all, 40, true, &seen);
     });
 }
 
@@ -324,10 +358,12 @@ fn a_missing_rung_shows() {
     side_by_side(&cases, |&(missing, rounds)| {
         let args = ["--reset-contextvars"];
         let services = Services::start(Loop::Uvloop, Http::Httptools, None, &args);
-        let (all, _) = services.judge(rounds, &[missing]);
+        let (all, seen) = services.judge(rounds, &[missing]);
+        check_complete(&all, &WAYS, rounds, &seen.output);
         match missing {
             "--no-lineage" => {
-                assert!(all.values().all(|verdicts| verdicts.right == 0), "{all:#?}");
+                let (right, _, wrong) = count(&all, |_| true);
+                assert_eq!((right, wrong), (0, 0), "{all:#?}");
             }
             "--no-queues" => {
                 let executor = all["executor"];
