@@ -213,6 +213,18 @@ fn metrics_equal_the_clients_counts() {
         );
         assert!(agents.contains(&one), "{name} in {agents:?}");
     }
+    for reason in [
+        "metrics_lost_processes_full",
+        "metrics_lost_processes_untold",
+        "otlp_logs_lost_queue_full",
+    ] {
+        let text = format!("Str({reason})");
+        let mut drops = points
+            .iter()
+            .filter(|point| point.metric == "decnet.agent.drops");
+        let told = drops.any(|point| point.attributes.get("decnet.reason") == Some(&text));
+        assert!(told, "{reason}");
+    }
 }
 
 /// What cannot be meant is refused in one line before anything is attached.
