@@ -32,28 +32,55 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the agent may take to hand on what it has read.
 const SETTLE: Duration = Duration::from_millis(700);
 
+const SCRIPT: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/sqlite/programs/statements.py"
+);
+
 /// A program that executes statements.
 struct Program {
     process: Process,
     folder: Folder,
+    /// Where it writes, where it does not see that folder.
+    elsewhere: Option<PathBuf>,
 }
 
 impl Program {
     fn start(python: &Path, module: &str) -> Self {
         let folder = Folder::new().unwrap();
-        let script = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/sqlite/programs/statements.py"
-        );
         let mut command = Command::new(python);
-        command.arg(script).arg(folder.path()).env("SQLITE", module);
+        command.arg(SCRIPT).arg(folder.path()).env("SQLITE", module);
         let log = folder.path().join("log");
         let process = Process::start(&mut command, &log).unwrap();
-        Self { process, folder }
+        Self {
+            process,
+            folder,
+            elsewhere: None,
+        }
+    }
+
+    /// On a CPython that runs in a root folder of its own.
+    fn start_in(root: &Path, python: &Path) -> Self {
+        let folder = Folder::new().unwrap();
+        let inner = folder.path();
+        let elsewhere = root.join(inner.strip_prefix("/").unwrap());
+        fs::create_dir_all(&elsewhere).unwrap();
+        fs::copy(SCRIPT, elsewhere.join("statements.py")).unwrap();
+        let mut command = Command::new("chroot");
+        command
+            .args([root, python, &inner.join("statements.py"), inner])
+            .env("SQLITE", "sqlite3");
+        let process = Process::start(&mut command, &inner.join("log")).unwrap();
+        Self {
+            process,
+            elsewhere: Some(elsewhere),
+            folder,
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        let folder = self.elsewhere.as_deref();
+        folder.unwrap_or(self.folder.path()).join(name)
     }
 
     /// Waits until it is ready for a phase.
@@ -68,6 +95,14 @@ impl Program {
     fn go(&mut self, phase: &str, next: &str) {
         fs::write(self.path(phase), "").unwrap();
         self.ready_for(next);
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if let Some(elsewhere) = &self.elsewhere {
+            let _ = fs::remove_dir_all(elsewhere);
+        }
     }
 }
 
@@ -97,9 +132,13 @@ fn hits() -> (u64, u64) {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Told {
     text: String,
+    name: String,
+    operation: String,
+    collection: String,
     database: String,
     rows: Option<u64>,
     error: String,
+    code: String,
     batch: Option<u64>,
     waited: bool,
 }
@@ -110,9 +149,13 @@ fn truth(path: &Path) -> Vec<Told> {
     all.iter()
         .map(|one| Told {
             text: text(&one["text"]),
+            name: text(&one["name"]),
+            operation: text(&one["operation"]),
+            collection: text(&one["collection"]),
             database: text(&one["database"]),
             rows: one["rows"].as_u64(),
             error: text(&one["error"]),
+            code: text(&one["code"]),
             batch: one["batch"].as_u64(),
             waited: one["waited"].as_bool().unwrap(),
         })
@@ -122,9 +165,13 @@ fn truth(path: &Path) -> Vec<Told> {
 fn told(span: &Span) -> Told {
     Told {
         text: span.text("db.query.text").to_owned(),
+        name: span.name.clone(),
+        operation: span.text("db.operation.name").to_owned(),
+        collection: span.text("db.collection.name").to_owned(),
         database: span.text("db.namespace").to_owned(),
         rows: span.int("db.response.returned_rows"),
         error: span.text("error.type").to_owned(),
+        code: span.text("db.response.status_code").to_owned(),
         batch: span.int("db.operation.batch.size"),
         waited: span.float("decnet.db.lock_wait.duration").is_some(),
     }
@@ -156,7 +203,16 @@ fn compare(what: &str, spans: &[&Span], mut truth: Vec<Told>) {
     );
 }
 
-/// Every statement of every kind is told once, with its rows, error, batch, database and wait, and without
+/// The tree of Debian unstable, and that CPython in it, with its path there.
+fn debian_tree(version: &str) -> Option<(PathBuf, PathBuf)> {
+    let root = xtask::pylayout::debian_tree().ok()?;
+    let program = format!("usr/bin/python{version}");
+    root.join(&program)
+        .exists()
+        .then(|| (root, Path::new("/").join(program)))
+}
+
+/// Every statement of every kind is told once, with its name, rows, error, batch, database and wait, and without
 /// a literal, on each CPython at hand; a query of 100,000 rows costs as many hits as one of one.
 #[test]
 fn statements_are_told() {
@@ -191,6 +247,19 @@ fn statements_are_told() {
                 programs.insert(version.to_owned(), program);
             }
             None => println!("SKIPPED: SQLite on CPython {version}, which is not installed"),
+        }
+    }
+    for version in ["3.14", "3.15"] {
+        match (python(version), debian_tree(version)) {
+            (Some(interpreter), _) => {
+                let program = Program::start(&interpreter, "sqlite3");
+                programs.insert(version.to_owned(), program);
+            }
+            (None, Some((root, interpreter))) => {
+                let program = Program::start_in(&root, &interpreter);
+                programs.insert(version.to_owned(), program);
+            }
+            (None, None) => println!("SKIPPED: SQLite on CPython {version}, which is not at hand"),
         }
     }
     let mut args = vec!["--rate".to_owned(), "0".to_owned()];
