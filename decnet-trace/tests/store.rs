@@ -215,8 +215,8 @@ fn traces_or_none(store: &Path) -> Vec<Value> {
     }
 }
 
-/// A request's calls stand under it, and `show` finds it by its first digits; unknown and ambiguous ones
-/// end with the codes that scripts rely on.
+/// A request's statement stands under it, as `--last` draws it, and `show` finds the trace by its first
+/// digits; unknown and ambiguous ones end with the codes that scripts rely on.
 #[test]
 fn shows_a_trace() {
     if !support::can_run() {
@@ -228,17 +228,66 @@ fn shows_a_trace() {
     assert_eq!(text(&missing).0, Some(4), "{}", text(&missing).1);
     let service = Service::builder().start().unwrap();
     let agent = agent(&service, &store, &[]);
-    Load::new(service.target.clone(), vec![Request::get("/items/7")])
-        .connections(2)
-        .count(40)
-        .run()
-        .unwrap();
-    wait_for(&store, 40);
-    let all = traces(&store, &all());
+    let request = |count: usize| {
+        Load::new(service.target.clone(), vec![Request::get("/db?user=7")])
+            .connections(2)
+            .count(count)
+            .run()
+            .unwrap();
+    };
+    // The first statements come before it is known for whom aiosqlite's thread works.
+    let begin = Instant::now();
+    while !agent.output().contains("work off a queue") {
+        assert!(begin.elapsed() < PATIENCE, "{}", agent.output());
+        request(1);
+        thread::sleep(Duration::from_millis(100));
+    }
+    thread::sleep(Duration::from_millis(200));
+    request(40);
+    // The last are in the store when nothing more comes.
+    let mut stored = wait_for(&store, 40).len();
+    loop {
+        thread::sleep(Duration::from_millis(1_500));
+        let before = stored;
+        stored = traces(&store, &all()).len();
+        if stored == before {
+            break;
+        }
+    }
+    let (code, last) = text(&requests(&store, &["--last", "40"]));
+    assert_eq!(code, Some(0), "{last}");
+    let drawn: Vec<_> = last.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(drawn.len(), 40 * 3, "{last}");
+    for trace in drawn.chunks(3) {
+        let [head, request, statement] = trace else {
+            panic!("{last}");
+        };
+        assert!(
+            head.contains("  trace ") && head.contains("  2 spans, "),
+            "{head}"
+        );
+        assert!(
+            request.starts_with("GET /db ") && request.contains(" 200 "),
+            "{request}"
+        );
+        assert!(
+            statement.starts_with("└─ → SELECT users  sqlite "),
+            "{statement}"
+        );
+    }
+    let all = traces(&store, &["--last", "40"]);
     let id = all[3]["trace_id"].as_str().unwrap();
     let shown = text(&requests(&store, &["show", &id[..12], "--attributes"]));
     assert_eq!(shown.0, Some(0), "{}", shown.1);
-    for part in ["GET /items/", "200", "█", id, "http.response.status_code"] {
+    for part in [
+        "GET /db ",
+        "└─ → SELECT users",
+        "200",
+        "█",
+        id,
+        "http.response.status_code",
+        "db.query.text",
+    ] {
         assert!(shown.1.contains(part), "{part}: {}", shown.1);
     }
     assert!(!shown.1.contains('\x1b'), "{}", shown.1);
