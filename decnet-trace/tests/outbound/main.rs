@@ -8,3 +8,4 @@ mod networks;
 #[expect(dead_code, reason = "other tests need more of it")]
 #[path = "../support/mod.rs"]
 mod support;
+mod unsampled;
