@@ -25,7 +25,7 @@ use crate::{
     error::{Error, Exit, Result},
     export::{ExportConfig, SummaryConfig},
     metrics::MetricsConfig,
-    pipeline::{Config, Lineage, Outcome, Pipeline},
+    pipeline::{Config, Lineage, Outcome, Overlooked, Pipeline},
     profile::{
         self,
         formats::{self, Format},
@@ -136,6 +136,15 @@ pub(super) struct RunArgs {
     /// Never follow work through queues: calls of threads that take it there stay without parents.
     #[arg(long, hide = true)]
     no_queues: bool,
+
+    /// Never read a thread's context at a socket: calls of asyncio stay without parents.
+    #[arg(long, hide = true)]
+    no_socket_contexts: bool,
+
+    /// Never take a thread that waits for a request to serve that alone: calls of servers without asyncio
+    /// stay without parents.
+    #[arg(long, hide = true)]
+    no_blocking_turns: bool,
 
     /// Remember at most so many contexts: tests see what is forgotten that way.
     #[arg(long, hide = true, value_name = "N", default_value_t = IDENTITIES_MAX)]
@@ -418,6 +427,10 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
         learn_routes: settings.routes.learn,
         lineage: args.lineage(),
         queues: !args.no_queues,
+        overlooked: Overlooked {
+            contexts: args.no_socket_contexts,
+            blocking: args.no_blocking_turns,
+        },
         identities_max: args.identities_max,
         cpu_budget: (args.cpu_budget > 0.0).then_some(args.cpu_budget),
         policy: settings.policy(&mut warnings)?,

@@ -76,6 +76,8 @@ pub struct Config {
     pub lineage: Lineage,
     /// Follow work through queues to threads that have entered no context, where a process needs it.
     pub queues: bool,
+    /// What is overlooked at sockets.
+    pub overlooked: Overlooked,
     /// The most identities (contexts, as a rule) that are remembered.
     pub identities_max: usize,
     /// What the agent's own process may use of one core, in per cent, before the log says so.
@@ -106,6 +108,15 @@ pub enum Lineage {
     WithoutEnds,
     /// Copies and ends.
     On,
+}
+
+/// What of a socket operation is not looked at, so that tests see what comes of that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overlooked {
+    /// The context of the thread.
+    pub contexts: bool,
+    /// That the thread would have waited.
+    pub blocking: bool,
 }
 
 /// A pipeline at work.
@@ -210,6 +221,7 @@ impl Pipeline {
             reloaded,
             lineage: config.lineage,
             queues: config.queues,
+            overlooked: config.overlooked,
             identities_max: config.identities_max,
             cpu_budget: config.cpu_budget,
             profile,

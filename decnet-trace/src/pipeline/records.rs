@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use decnet_trace_common::event::{self, StatementWhat, sample_flags};
+use decnet_trace_common::event::{self, StatementWhat, flags, sample_flags};
 use rustc_hash::FxHashSet;
 
-use super::{discovery::DiscoveryThread, live::Live, statements::Sighting};
+use super::{Overlooked, discovery::DiscoveryThread, live::Live, statements::Sighting};
 use crate::{
     correlate::{
         Correlator,
@@ -40,6 +40,7 @@ pub struct Decoder {
     pub(super) live: Arc<Live>,
     /// Who loads unwind tables, where there are any.
     unwind: Option<unwind::Client>,
+    overlooked: Overlooked,
     pub(super) undecoded: u64,
 }
 
@@ -63,6 +64,7 @@ impl Decoder {
             batching: FxHashSet::default(),
             live,
             unwind: None,
+            overlooked: Overlooked::default(),
             undecoded: 0,
         }
     }
@@ -70,6 +72,12 @@ impl Decoder {
     /// The same, which asks `unwind` for the tables that samples call for.
     pub(super) fn with_unwinding(mut self, unwind: Option<unwind::Client>) -> Self {
         self.unwind = unwind;
+        self
+    }
+
+    /// The same, which overlooks something of socket operations.
+    pub(super) const fn overlooking(mut self, overlooked: Overlooked) -> Self {
+        self.overlooked = overlooked;
         self
     }
 
@@ -149,6 +157,12 @@ impl Decoder {
     pub(super) fn record(&mut self, bytes: &[u8], discovery: Option<&DiscoveryThread>) {
         match decode(bytes) {
             Ok(Event::SockOp(mut op, payload, path)) => {
+                if self.overlooked.contexts {
+                    op.context = 0;
+                }
+                if self.overlooked.blocking {
+                    op.flags &= !flags::BLOCKING;
+                }
                 // From here on the context's address, which is reused, is a number that is not.
                 op.context = self.identities.on_sock_op(&op).to_bits();
                 self.correlator

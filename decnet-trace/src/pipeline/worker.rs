@@ -16,7 +16,7 @@ use decnet_trace_common::{counter::Counter, target::flags};
 use tracing::{info, warn};
 
 use super::{
-    FLUSH_MAX, Lineage,
+    FLUSH_MAX, Lineage, Overlooked,
     calls::Calls,
     discovery::{DiscoveryThread, Finding},
     handing::Unbuilt,
@@ -92,6 +92,7 @@ pub(super) struct Parts {
     pub(super) reloaded: Receiver<Reload>,
     pub(super) lineage: Lineage,
     pub(super) queues: bool,
+    pub(super) overlooked: Overlooked,
     pub(super) identities_max: usize,
     pub(super) cpu_budget: Option<f64>,
     pub(super) profile: Option<profile::aggregate::Options>,
@@ -170,6 +171,7 @@ impl Worker {
             reloaded,
             lineage,
             queues,
+            overlooked,
             identities_max,
             cpu_budget,
             profile,
@@ -207,7 +209,8 @@ impl Worker {
                     .map(|options| Aggregator::new(options, symbolizer.clone())),
                 Arc::clone(&live),
             )
-            .with_unwinding(unwinding.tables().cloned()),
+            .with_unwinding(unwinding.tables().cloned())
+            .overlooking(overlooked),
             interval,
             minutes,
             live,

@@ -342,7 +342,7 @@ fn other_pythons() {
     });
 }
 
-/// The gate notices when a rung is missing: without lineage nothing is known, without queues nothing of
+/// The gate notices when a rung is missing: without contexts, or their lineage, nothing is known, without queues nothing of
 /// threads that are handed work, and without the ends of contexts links go wrong or missing.
 #[test]
 fn a_missing_rung_shows() {
@@ -353,6 +353,7 @@ fn a_missing_rung_shows() {
     let cases = [
         ("--no-context-ends", 60),
         ("--no-lineage", 30),
+        ("--no-socket-contexts", 20),
         ("--no-queues", 20),
     ];
     side_by_side(&cases, |&(missing, rounds)| {
@@ -361,7 +362,7 @@ fn a_missing_rung_shows() {
         let (all, seen) = services.judge(rounds, &[missing]);
         check_complete(&all, &WAYS, rounds, &seen.output);
         match missing {
-            "--no-lineage" => {
+            "--no-lineage" | "--no-socket-contexts" => {
                 let (right, _, wrong) = count(&all, |_| true);
                 assert_eq!((right, wrong), (0, 0), "{all:#?}");
             }

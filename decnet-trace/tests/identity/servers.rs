@@ -73,8 +73,8 @@ impl Server {
     }
 
     /// Traces it under load, and judges every call.
-    fn judge(&self, connections: usize, follows_queues: bool) -> (All, Seen) {
-        let agent = Agent::start(&["--pid", &self.pid.to_string()]);
+    fn judge(&self, connections: usize, follows_queues: bool, args: &[&str]) -> (All, Seen) {
+        let agent = Agent::start(&[&["--pid", &self.pid.to_string()], args].concat());
         // A call that came before its interpreter was read does not tell.
         agent.wait_for("following the contexts", || {
             self.request(["/plain/warm".to_owned()], 1);
@@ -144,9 +144,26 @@ fn blocking_servers() {
     side_by_side(&cases, |&(program, args, connections)| {
         println!("{program} {}", args.join(" "));
         let server = Server::start(&venv, &backend, program, args);
-        let (all, seen) = server.judge(connections, true);
+        let (all, seen) = server.judge(connections, true, &[]);
         check(&all, &seen);
     });
+}
+
+/// The gate notices when it is overlooked that a thread waits for its requests: nothing is known of what the
+/// threads of such a server do.
+#[test]
+fn missing_turns_show() {
+    if !can_run() {
+        return;
+    }
+    let venv = Venv::web().unwrap();
+    let backend = Service::builder().start().unwrap();
+    let args = [&GUNICORN[..], &["gthread", "--threads", "8"]].concat();
+    let server = Server::start(&venv, &backend, "gunicorn", &args);
+    let (all, seen) = server.judge(32, false, &["--no-blocking-turns"]);
+    check_complete(&all, &WAYS, ROUNDS, &seen.output);
+    let (right, _, wrong) = count(&all, |_| true);
+    assert_eq!((right, wrong), (0, 0), "{all:#?}");
 }
 
 /// gevent runs many requests on one thread, each in a greenlet: nothing tells whose turn it is.
@@ -166,7 +183,7 @@ fn gevent_is_not_guessed() {
     let backend = Service::builder().start().unwrap();
     let args = [&GUNICORN[..], &["gevent"]].concat();
     let server = Server::start(&venv, &backend, "gunicorn", &args);
-    let (all, seen) = server.judge(32, false);
+    let (all, seen) = server.judge(32, false, &[]);
     let (_, _, wrong) = count(&all, |_| true);
     assert_eq!(wrong, 0, "{all:#?}");
     // A thread cannot run an event loop for several greenlets at a time: some of those requests fail.
