@@ -100,8 +100,8 @@ fn try_exit(ctx: &BtfTracePointContext) -> Option<()> {
     let signal: u64 = unsafe { read::typed(task, offset!(task_signal)) };
     let live: i32 = read::kernel(signal, offset!(signal_live))?;
     if live != 0 {
-        // Other threads of it go on.
-        if target.flags & flags::QUEUES != 0 {
+        // Other threads of it go on. For whom one ran matters where contexts or queues are followed.
+        if target.flags & (flags::LINEAGE | flags::QUEUES) != 0 {
             record(current, ProcWhat::ThreadExit, 0);
         }
         return None;

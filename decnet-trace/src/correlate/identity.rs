@@ -159,8 +159,11 @@ impl Identities {
                     .process(tgid)
                     .threads
                     .took(tid, step.object, step.caller);
-                if took.is_new && self.callers.len() < CALLERS_MAX {
-                    self.callers.push((tgid, step.caller));
+                if took.is_new {
+                    match self.callers.len() < CALLERS_MAX {
+                        true => self.callers.push((tgid, step.caller)),
+                        false => self.process(tgid).threads.not_asked(step.caller),
+                    }
                 }
                 if let Some(who) = took.who {
                     let meanwhile = self.add(Node {
@@ -183,9 +186,14 @@ impl Identities {
     }
 
     /// Whether a function that takes objects out of a queue is a loop that runs each before it takes the
-    /// next. What was done meanwhile for what it took is done for who put that in, if it is.
-    pub fn set_loop(&mut self, tgid: u32, caller: u64, is_loop: bool) {
+    /// next. What was done meanwhile for what it took is done for who put that in, if it is. `None` where that
+    /// could not be found out: then it is asked again.
+    pub fn set_loop(&mut self, tgid: u32, caller: u64, is_loop: Option<bool>) {
         let Some(process) = self.processes.get_mut(&tgid) else {
+            return;
+        };
+        let Some(is_loop) = is_loop else {
+            process.threads.not_asked(caller);
             return;
         };
         let judged = process.threads.set_loop(caller, is_loop);

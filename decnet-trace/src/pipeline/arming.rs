@@ -9,6 +9,7 @@ use decnet_trace_common::{
 use tracing::{debug, info, warn};
 
 use super::{
+    inheriting::hands_on_contexts,
     joining::network,
     live::Python,
     worker::{Worker, monotonic},
@@ -149,7 +150,12 @@ impl Worker {
         if let Some(wall) = &self.wall {
             wall.add(process);
         }
-        if self.calls.understood(process) {
+        if hands_on_contexts(process.pid, process.version) {
+            warn!(
+                "calls of pid {} stay without parents: its threads are told to hand their contexts on to threads",
+                process.pid
+            );
+        } else if self.calls.understood(process) {
             self.watch_lineage(process.pid);
         }
     }
@@ -231,8 +237,12 @@ impl Worker {
         for tgid in self.calls.needs_queues(now) {
             discovery.find_queues(tgid);
         }
-        for (tgid, code) in self.decoder.identities.unknown_callers() {
-            discovery.judge_caller(tgid, code);
+        let identities = &mut self.decoder.identities;
+        let unknown: Vec<_> = identities.unknown_callers().collect();
+        for (tgid, code) in unknown {
+            if !discovery.judge_caller(tgid, code) {
+                identities.set_loop(tgid, code, None);
+            }
         }
     }
 }

@@ -62,8 +62,13 @@ pub(super) enum Finding {
     NotPython(u32),
     /// Where work passes through queues in a process.
     Queues(u32, QueueProbes),
-    /// Whether the function with this code object is a loop that does one thing after the other.
-    Caller { tgid: u32, code: u64, is_loop: bool },
+    /// Whether the function with this code object is a loop that does one thing after the other; `None` where it
+    /// could not be read.
+    Caller {
+        tgid: u32,
+        code: u64,
+        is_loop: Option<bool>,
+    },
     /// The routes that a service declares.
     Routes(Box<str>, Vec<Template>),
     /// A traced process maps SQLite.
@@ -133,12 +138,14 @@ impl DiscoveryThread {
     pub(super) fn on_proc(&self, event: &Proc) {
         let tgid = event.header.tgid;
         match ProcWhat::from_u32(event.what) {
-            Some(ProcWhat::Exec) => self.tell(Notice::Exec(tgid)),
-            Some(ProcWhat::Fork) => self.tell(Notice::Fork {
-                parent: event.parent,
-                child: tgid,
-            }),
-            Some(ProcWhat::Exit) => self.tell(Notice::Exit(tgid)),
+            Some(ProcWhat::Exec) => _ = self.tell(Notice::Exec(tgid)),
+            Some(ProcWhat::Fork) => {
+                self.tell(Notice::Fork {
+                    parent: event.parent,
+                    child: tgid,
+                });
+            }
+            Some(ProcWhat::Exit) => _ = self.tell(Notice::Exit(tgid)),
             Some(ProcWhat::ThreadExit) | None => {}
         }
     }
@@ -155,9 +162,9 @@ impl DiscoveryThread {
         self.tell(Notice::Queues(tgid));
     }
 
-    /// Asks what a function is: [`Finding::Caller`].
-    pub(super) fn judge_caller(&self, tgid: u32, code: u64) {
-        self.tell(Notice::Caller { tgid, code });
+    /// Asks what a function is: [`Finding::Caller`]; whether that could be asked.
+    pub(super) fn judge_caller(&self, tgid: u32, code: u64) -> bool {
+        self.tell(Notice::Caller { tgid, code })
     }
 
     /// Traces what this selector asks for from now on, and nothing else; whether that was passed on.
@@ -187,11 +194,13 @@ impl DiscoveryThread {
         self.shared.late.load(Ordering::Relaxed)
     }
 
-    fn tell(&self, notice: Notice) {
-        if self.notices.try_send(notice).is_err() {
+    fn tell(&self, notice: Notice) -> bool {
+        let is_told = self.notices.try_send(notice).is_ok();
+        if !is_told {
             self.lost.fetch_add(1, Ordering::Relaxed);
             self.shared.overflowed.store(true, Ordering::Relaxed);
         }
+        is_told
     }
 }
 
@@ -305,7 +314,7 @@ impl Looks {
         Finding::Caller {
             tgid,
             code,
-            is_loop: found.is_some_and(|function| is_worker_loop(&function)),
+            is_loop: found.map(|function| is_worker_loop(&function)),
         }
     }
 

@@ -7,6 +7,7 @@ mod calls;
 mod discovery;
 mod forward;
 mod handing;
+mod inheriting;
 mod intervals;
 mod joining;
 mod live;

@@ -357,7 +357,7 @@ impl Worker {
                     code,
                     is_loop,
                 } => {
-                    if is_loop {
+                    if is_loop == Some(true) {
                         info!("pid {tgid} has threads that work off a queue");
                     }
                     self.decoder.identities.set_loop(tgid, code, is_loop);

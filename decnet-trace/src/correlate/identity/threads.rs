@@ -18,6 +18,9 @@ const CALLERS_MAX: usize = 1 << 10;
 /// The most things taken by functions under judgement that are remembered of a process.
 const UNJUDGED_MAX: usize = 1 << 12;
 
+/// How often it is asked what a function is.
+const ASKS_MAX: u8 = 64;
+
 /// The most requests without an answer that are remembered of a process.
 const UNANSWERED_MAX: usize = 1 << 12;
 
@@ -32,14 +35,25 @@ pub(super) struct Threads {
     /// Who put each object that is in a queue there.
     queued: FxHashMap<u64, Identity>,
     /// Whether a function that takes objects out of a queue is a loop that runs each before it takes the
-    /// next; `None` until that is found out.
-    callers: FxHashMap<u64, Option<bool>>,
+    /// next.
+    callers: FxHashMap<u64, Caller>,
     /// What was taken by functions of which it is not known yet what they are.
     unjudged: Vec<Unjudged>,
     /// Requests that were read by a thread that waited for them, by their sockets, and are not answered:
     /// by which thread, and when.
     unanswered: FxHashMap<u64, (u32, u64)>,
     forgotten: u64,
+}
+
+/// What is known of a function that takes objects out of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Caller {
+    /// It is being found out, after so many times that it could not be.
+    Asked(u8),
+    /// It could not be found out so many times. It will be asked again.
+    Unasked(u8),
+    /// It is such a loop, or none.
+    Judged { is_loop: bool },
 }
 
 /// An object that was taken out of a queue by a function that may be a loop, or not.
@@ -89,8 +103,8 @@ impl Threads {
         let known = self.callers.get(&caller).copied();
         let is_unjudged = match known {
             // Something within the work that the thread does.
-            Some(Some(false)) => false,
-            Some(Some(true)) => {
+            Some(Caller::Judged { is_loop: false }) => false,
+            Some(Caller::Judged { is_loop: true }) => {
                 match item {
                     Some(who) => self.set_base(tid, who),
                     None => _ = self.bases.remove(&tid),
@@ -98,14 +112,19 @@ impl Threads {
                 false
             }
             // It may have begun something else.
-            Some(None) | None => {
+            Some(Caller::Asked(_) | Caller::Unasked(_)) | None => {
                 self.bases.remove(&tid);
                 true
             }
         };
-        let is_new = known.is_none() && caller != 0 && self.callers.len() < CALLERS_MAX;
-        if is_new {
-            self.callers.insert(caller, None);
+        let asked = match known {
+            None if caller != 0 && self.callers.len() < CALLERS_MAX => Some(0),
+            Some(Caller::Unasked(times)) if times < ASKS_MAX => Some(times),
+            _ => None,
+        };
+        let is_new = asked.is_some();
+        if let Some(times) = asked {
+            self.callers.insert(caller, Caller::Asked(times));
         }
         let will_be_judged = is_unjudged && self.callers.contains_key(&caller);
         Took {
@@ -136,7 +155,7 @@ impl Threads {
     /// it took meanwhile.
     pub(super) fn set_loop(&mut self, caller: u64, is_loop: bool) -> Vec<Unjudged> {
         if let Some(verdict) = self.callers.get_mut(&caller) {
-            *verdict = Some(is_loop);
+            *verdict = Caller::Judged { is_loop };
         }
         let judged: Vec<_> = self
             .unjudged
@@ -150,6 +169,16 @@ impl Threads {
             }
         }
         judged
+    }
+
+    /// What a function is could not be found out, or not be asked: it is asked again when it takes something
+    /// else, some times.
+    pub(super) fn not_asked(&mut self, caller: u64) {
+        if let Some(known) = self.callers.get_mut(&caller)
+            && let Caller::Asked(times) = *known
+        {
+            *known = Caller::Unasked(times.saturating_add(1));
+        }
     }
 
     /// A thread read a request, and would have waited for it. Whether it serves nothing beside it: it

@@ -25,7 +25,7 @@ fn process() -> Identities {
     for (caller, is_loop) in [(LOOP, true), (OTHER, false)] {
         taken(&mut all, 1, 99, 0, caller);
         assert!(all.unknown_callers().eq([(TGID, caller)]));
-        all.set_loop(TGID, caller, is_loop);
+        all.set_loop(TGID, caller, Some(is_loop));
     }
     all
 }
@@ -113,7 +113,7 @@ fn unknown_callers_wait() {
     taken(&mut all, 13, WORKER, 0, LOOP);
     assert!(all.resolve(&header(14, WORKER), 0).is_unknown());
     assert_eq!(all.unknown_callers().count(), 0);
-    all.set_loop(TGID, LOOP, true);
+    all.set_loop(TGID, LOOP, Some(true));
     assert_eq!(parent(&all, parent(&all, early)), request);
     assert!(!all.is_unjudged(early, 13));
     assert!(all.resolve(&header(15, WORKER), 0).is_unknown());
@@ -134,12 +134,48 @@ fn refused_callers() {
         taken(&mut all, 11, WORKER, 0x500, caller);
         let early = all.resolve(&header(12, WORKER), 0);
         if judged {
-            all.set_loop(TGID, caller, false);
+            all.set_loop(TGID, caller, Some(false));
             assert!(all.resolve(&header(13, WORKER), 0).is_unknown());
         }
         assert_eq!(all.is_unjudged(early, 13), !judged);
         assert!(parent(&all, early).is_unknown());
     }
+}
+
+/// Where it could not be found out what a function is, or could not even be asked, it is asked again when the
+/// function takes something else, though not for ever; once it is known, so is whose work was done meanwhile.
+#[test]
+fn asked_again() {
+    let mut all = Identities::default();
+    all.arm(TGID, 1);
+    let request = all.resolve(&header(9, MAIN), 0xA);
+    put(&mut all, 10, MAIN, 0xA, 0x500);
+    taken(&mut all, 11, WORKER, 0x500, LOOP);
+    let early = all.resolve(&header(12, WORKER), 0);
+    assert!(all.unknown_callers().eq([(TGID, LOOP)]));
+    all.set_loop(TGID, LOOP, None);
+    taken(&mut all, 13, WORKER, 0, LOOP);
+    taken(&mut all, 14, WORKER, 0, LOOP);
+    assert!(all.unknown_callers().eq([(TGID, LOOP)]));
+    all.set_loop(TGID, LOOP, Some(true));
+    assert_eq!(parent(&all, parent(&all, early)), request);
+
+    // Too many at once.
+    for caller in 0..CALLERS_MAX as u64 + 1 {
+        taken(&mut all, 15, WORKER, 0, 0x1000 + caller);
+    }
+    assert_eq!(all.unknown_callers().count(), CALLERS_MAX);
+    let last = 0x1000 + CALLERS_MAX as u64;
+    taken(&mut all, 16, WORKER, 0, last);
+    assert!(all.unknown_callers().eq([(TGID, last)]));
+
+    let mut times = 1;
+    for _ in 0..1_000 {
+        all.set_loop(TGID, last, None);
+        taken(&mut all, 17, WORKER, 0, last);
+        times += all.unknown_callers().count();
+    }
+    assert!((2..100).contains(&times), "{times}");
 }
 
 /// A thread that ended, and lost events, leave nothing behind.
