@@ -63,6 +63,7 @@ fn exchange() -> Exchange {
         before: 0,
         connect: None,
         pipelined: false,
+        unseen: Default::default(),
         start: 1_000,
         response_start: Some(1_800),
         end: 2_000,

@@ -19,20 +19,20 @@
 //! they are of one connection, and nobody's otherwise. Whatever is not certain has no owner: a wrong
 //! one would be worse than none.
 
+mod unanswered;
+
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
 use super::identity::{CLIMB_MAX, Identities, Identity, Origin};
+use unanswered::Unanswered;
 
 /// A request that a traced process served, as its span is numbered.
 pub type RequestId = u64;
 
 /// How many requests of a process are remembered, the youngest ones.
 const REQUESTS_MAX: usize = 1 << 14;
-
-/// How many requests without a response are remembered of a process, the youngest ones.
-const UNANSWERED_MAX: usize = 1 << 10;
 
 /// How many calls of a process wait for their owner.
 const WAITING_MAX: usize = 1 << 14;
@@ -58,6 +58,12 @@ pub struct Served {
     pub start: u64,
     /// When its response's last byte was written.
     pub end: u64,
+    /// Another was under way on its connection at the same time.
+    pub pipelined: bool,
+    /// Others may have come before it on its connection that were not seen, so that its response may be theirs.
+    pub unsure: bool,
+    /// Since when another may be served on its connection that stood behind it and was not seen, if one may.
+    pub hides: Option<u64>,
 }
 
 /// A call of a process, and who made it.
@@ -76,6 +82,8 @@ pub struct Call<T> {
 pub struct Attribution<T> {
     processes: FxHashMap<u32, Process<T>>,
     overflowed: u64,
+    /// Of processes that ended.
+    forgotten: u64,
 }
 
 #[derive(Debug)]
@@ -84,8 +92,8 @@ struct Process<T> {
     owners: FxHashMap<Identity, Vec<Owned>>,
     /// The requests that are owned, oldest first, and by whom.
     order: VecDeque<(Identity, RequestId)>,
-    /// Requests that ended without a response, whose contexts nobody knows.
-    unanswered: VecDeque<Unanswered>,
+    /// Requests whose contexts nobody knows.
+    unanswered: Unanswered,
     waiting: VecDeque<Call<T>>,
 }
 
@@ -97,14 +105,6 @@ struct Owned {
     start: u64,
     end: u64,
     right: Right,
-}
-
-/// A request that ended without a response.
-#[derive(Clone, Copy, Debug)]
-struct Unanswered {
-    connection: u64,
-    start: u64,
-    end: u64,
 }
 
 /// What makes the ownership certain, and so how far it goes.
@@ -125,7 +125,7 @@ impl<T> Default for Process<T> {
         Self {
             owners: FxHashMap::default(),
             order: VecDeque::new(),
-            unanswered: VecDeque::new(),
+            unanswered: Unanswered::default(),
             waiting: VecDeque::new(),
         }
     }
@@ -136,6 +136,7 @@ impl<T> Default for Attribution<T> {
         Self {
             processes: FxHashMap::default(),
             overflowed: 0,
+            forgotten: 0,
         }
     }
 }
@@ -144,17 +145,36 @@ impl<T> Attribution<T> {
     /// Takes note of a request of a process that is over.
     pub fn served(&mut self, identities: &Identities, tgid: u32, request: &Served) {
         let process = self.processes.entry(tgid).or_default();
-        if request.responder.is_unknown() || is_stale(identities, tgid, request) {
-            process.unanswered.push_back(Unanswered {
-                connection: request.connection,
-                start: request.start,
-                end: request.end,
-            });
-            if process.unanswered.len() > UNANSWERED_MAX {
-                process.unanswered.pop_front();
-            }
-        } else if let Some((owner, right)) = process.owner_of(identities, request) {
-            process.own(owner, request, right);
+        process.hide(request);
+        let owner = match request.responder.is_unknown() || is_stale(identities, tgid, request) {
+            true => None,
+            false => process.owner_of(identities, request),
+        };
+        match owner {
+            Some((owner, right)) => process.own(owner, request, right),
+            None => process
+                .unanswered
+                .add(request.connection, request.start, request.end),
+        }
+    }
+
+    /// Requests came by a connection of a process, since this time at the earliest, that were not seen.
+    pub fn hidden(&mut self, tgid: u32, connection: u64, since: u64) {
+        let process = self.processes.entry(tgid).or_default();
+        process.unanswered.add(connection, since, u64::MAX);
+    }
+
+    /// A connection is no more on which requests were not seen.
+    pub fn closed(&mut self, tgid: u32, connection: u64, at: u64) {
+        if let Some(process) = self.processes.get_mut(&tgid) {
+            process.unanswered.closed(connection, at);
+        }
+    }
+
+    /// Requests of any process may have been that are not known, until then.
+    pub fn any_hidden(&mut self, until: u64) {
+        for process in self.processes.values_mut() {
+            process.unanswered.forget(until, until);
         }
     }
 
@@ -172,10 +192,19 @@ impl<T> Attribution<T> {
         let process = self.processes.entry(tgid).or_default();
         match process.owner_of(identities, &request) {
             Some((owner, Right::Made)) => {
+                process.hide(&request);
                 process.own(owner, &request, Right::Made);
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Since then another may be served on the connection of a request that has [begun](Self::begun), which stood
+    /// behind it and was not seen.
+    pub fn hides(&mut self, tgid: u32, connection: u64, since: u64) {
+        if let Some(process) = self.processes.get_mut(&tgid) {
+            process.unanswered.add(connection, since, since);
         }
     }
 
@@ -252,8 +281,8 @@ impl<T> Attribution<T> {
             .processes
             .get(&tgid)
             .is_none_or(|process| process.waiting.is_empty());
-        if is_done {
-            self.processes.remove(&tgid);
+        if is_done && let Some(process) = self.processes.remove(&tgid) {
+            self.forgotten += process.unanswered.forgotten();
         }
         is_done
     }
@@ -262,11 +291,38 @@ impl<T> Attribution<T> {
     pub const fn overflowed(&self) -> u64 {
         self.overflowed
     }
+
+    /// Requests without a response that were forgotten for want of room.
+    pub fn forgotten(&self) -> u64 {
+        let living = self.processes.values();
+        self.forgotten
+            + living
+                .map(|process| process.unanswered.forgotten())
+                .sum::<u64>()
+    }
 }
 
 impl<T> Process<T> {
+    /// Takes note of what may stand behind a request, out of sight.
+    fn hide(&mut self, request: &Served) {
+        if let Some(since) = request.hides {
+            // It tells of descent alone, and nothing of what went on at the time on other connections.
+            self.unanswered.add(request.connection, since, since);
+        }
+    }
+
     /// The identity that a request belongs to, and by what right.
     fn owner_of(&self, identities: &Identities, request: &Served) -> Option<(Identity, Right)> {
+        let (owner, right) = self.responder_of(identities, request)?;
+        // Where a response may be that of an earlier request which was not seen, its context is older than the
+        // request that it seems to answer: the server has begun that one when it was done with what came before,
+        // and that was seen before this one was read. Nothing is known of those read earlier.
+        let is_sure = !request.unsure || right == Right::Made && !request.pipelined;
+        is_sure.then_some((owner, right))
+    }
+
+    /// The identity that the context of a response belongs to, and by what right.
+    fn responder_of(&self, identities: &Identities, request: &Served) -> Option<(Identity, Right)> {
         let node = identities.node(request.responder)?;
         let was_made = node.origin == Origin::Copied && node.since >= request.start;
         if was_made {
@@ -338,47 +394,46 @@ fn is_stale(identities: &Identities, tgid: u32, request: &Served) -> bool {
 /// The request that certainly caused a call, if one did.
 fn owner<T>(
     owners: &FxHashMap<Identity, Vec<Owned>>,
-    unanswered: &VecDeque<Unanswered>,
+    unanswered: &Unanswered,
     identities: &Identities,
     call: &Call<T>,
 ) -> Option<RequestId> {
     let mut identity = call.identity;
-    // When the ancestor below was made.
-    let mut made = None;
+    // When the youngest of the ancestors so far was made, which is the one that made the call; and the oldest.
+    let mut made: Option<(u64, u64)> = None;
     for _ in 0..CLIMB_MAX {
         if let Some(owned) = owners.get(&identity) {
-            let found = among(owned, call.at, made)?;
-            let is_anothers = made.is_some_and(|made| may_be_anothers(found, made, unanswered));
+            let oldest = made.map(|(_, oldest)| oldest);
+            let (found, at) = among(owned, call.at, oldest)?;
+            let is_anothers = match made {
+                Some((youngest, _)) => {
+                    unanswered.may_descend(found.connection, found.start, youngest)
+                }
+                None => false,
+            };
+            // A context that was not made for this request may have worked for any other at the time.
+            let is_shared = matches!(found.right, Right::Seen | Right::Shared);
+            let is_anothers = is_anothers || is_shared && unanswered.overlap(at);
             return (!is_anothers).then_some(found.id);
         }
         let node = identities.node(identity)?;
-        made = Some(node.since);
+        made = Some((
+            made.map_or(node.since, |(youngest, _)| youngest),
+            node.since,
+        ));
         identity = node.parent;
     }
     None
 }
 
-/// Whether a context that was copied of a request's own, at the time `made`, may be that of another
-/// request: one that waited behind it on the same connection, is served from its end on (a server
-/// starts it from there, so in a copy), and was never answered, so that its context is not known.
-fn may_be_anothers(found: &Owned, made: u64, unanswered: &VecDeque<Unanswered>) -> bool {
-    made >= found.end
-        && unanswered.iter().any(|other| {
-            other.connection == found.connection && other.start <= made && made <= other.end
-        })
-}
-
-/// Which of an identity's requests a call at this time belongs to. `made` is when the ancestor below the
-/// identity was, if there is one: what a thread began in its turn is that turn's for good.
-fn among(owned: &[Owned], at: u64, made: Option<u64>) -> Option<&Owned> {
+/// Which of an identity's requests a call at this time belongs to, and when the identity did what led to it.
+/// `made` is when the ancestor below the identity was made, if there is one: that is when the identity did it.
+fn among(owned: &[Owned], at: u64, made: Option<u64>) -> Option<(&Owned, u64)> {
     let first = owned.first()?;
     if owned.len() == 1 && first.right == Right::Made {
-        return (at >= first.start).then_some(first);
+        return (at >= first.start).then_some((first, at));
     }
-    let at = match first.right {
-        Right::Turn => made.unwrap_or(at),
-        _ => at,
-    };
+    let at = made.unwrap_or(at);
     // On one connection requests are served in turn: one begins to be when the one before it is over,
     // even if it was read earlier.
     let in_turn = owned
@@ -387,10 +442,16 @@ fn among(owned: &[Owned], at: u64, made: Option<u64>) -> Option<&Owned> {
     if !in_turn {
         return None;
     }
-    owned
+    let mut open = owned
         .iter()
-        .filter(|owned| at >= owned.start && at <= owned.end)
-        .min_by_key(|owned| owned.end)
+        .filter(|owned| at >= owned.start && at <= owned.end);
+    let found = match first.right {
+        Right::Turn => open.min_by_key(|owned| owned.end),
+        // A response's last bytes may have waited to be written while the next request was served, if that had
+        // been read by then.
+        _ => open.next().filter(|_| open.next().is_none()),
+    };
+    found.map(|found| (found, at))
 }
 
 #[cfg(test)]

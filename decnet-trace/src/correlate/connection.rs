@@ -9,6 +9,7 @@ use super::{
     counters::Counters,
     dialog::Dialog,
     exchange::{Exchange, Role},
+    hidden::HiddenList,
     joins::Asked,
     wanted::WantedHeaders,
 };
@@ -48,6 +49,12 @@ pub(super) struct Connection {
     pub(super) ignored: bool,
     /// No more requests are taken: some were out of sight. Responses to those seen may still come.
     pub(super) draining: bool,
+    /// Requests on it may have been out of sight.
+    pub(super) blurred: bool,
+    /// It was said of it that requests are.
+    pub(super) told: bool,
+    /// How many requests had been seen by then.
+    pub(super) told_at: u32,
     /// It stands in the queue of those with something to settle.
     pub(super) due: bool,
     /// What is under way on it.
@@ -68,6 +75,9 @@ impl Connection {
             noted: false,
             ignored: false,
             draining: false,
+            blurred: false,
+            told: false,
+            told_at: 0,
             due: false,
             dialog: None,
         }
@@ -118,6 +128,9 @@ impl Default for Limits {
 
 /// Where the results of an event go.
 pub(super) struct Cx<'a> {
+    /// The socket that it is about.
+    pub(super) sock: u64,
+    pub(super) hidden: &'a mut HiddenList,
     pub(super) out: &'a mut Vec<Exchange>,
     pub(super) asked: &'a mut Vec<Asked>,
     pub(super) counters: &'a mut Counters,

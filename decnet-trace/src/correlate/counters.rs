@@ -44,6 +44,12 @@ counters! {
     connections_lost,
     /// Connections forgotten because there were too many.
     connections_evicted,
+    /// Connections that processes made and had not used when too many were remembered: how long making them took
+    /// is not told.
+    connects_forgotten,
+    /// Times that requests may have been read out of sight on a connection: calls that may be theirs have no
+    /// parent.
+    requests_hidden,
     /// Connections given up because all that is under way together held too much memory.
     over_memory,
 }

@@ -1,6 +1,7 @@
 //! The messages under way on one connection: requests, and their responses in the same order.
 
 mod ends;
+mod hiding;
 mod messages;
 
 use std::collections::VecDeque;
@@ -237,9 +238,12 @@ impl Dialog {
         while !seen.is_empty() && !conn.ignored {
             match self.side(direction) {
                 Side::Between if seen.len() == whole && seen.front().is_empty() => {
-                    self.unread(conn, &mut seen, cx);
+                    self.unread(conn, direction, &mut seen, &stamp, cx);
                 }
-                Side::Between => self.begin(conn, direction, &mut seen, &stamp, cx),
+                Side::Between => {
+                    let is_first = seen.len() == whole;
+                    self.begin(conn, direction, &mut seen, is_first, &stamp, cx);
+                }
                 Side::Head(_) => self.continue_head(conn, direction, &mut seen, &stamp, cx),
                 Side::Body(_) => self.continue_body(conn, direction, &mut seen, &stamp, cx),
             }
@@ -301,12 +305,13 @@ impl Dialog {
         }
     }
 
-    /// At a place where a message begins.
+    /// At a place where a message begins, the first of its operation or not.
     fn begin(
         &mut self,
         conn: &mut Connection,
         direction: Direction,
         seen: &mut Visible<'_>,
+        is_first: bool,
         stamp: &Stamp,
         cx: &mut Cx<'_>,
     ) {
@@ -328,7 +333,7 @@ impl Dialog {
         };
         if conn.proven && !expected {
             // A body that nobody announced.
-            stray(conn, seen, cx);
+            self.stray_from(conn, direction, seen, stamp.ts, cx);
             return;
         }
         let parsed = http1::parse(front);
@@ -353,6 +358,14 @@ impl Dialog {
                     cut: true,
                 };
                 self.head_cut(conn, front, &origin, cx);
+                if !is_first && conn.role.map(Direction::of_requests) == Some(direction) {
+                    // Who sends several requests at once does not stop at this one.
+                    self.hide(conn, stamp.ts, cx);
+                    conn.draining = true;
+                    if self.open.is_empty() {
+                        self.give_up(conn, cx);
+                    }
+                }
             }
             return;
         }
@@ -378,7 +391,9 @@ impl Dialog {
                 cx.counters.http2_connections += 1;
                 self.ignore(conn, cx);
             }
-            Parsed::NotHttp | Parsed::Partial => stray(conn, seen, cx),
+            Parsed::NotHttp | Parsed::Partial => {
+                self.stray_from(conn, direction, seen, stamp.ts, cx);
+            }
         }
     }
 
@@ -476,8 +491,12 @@ impl Dialog {
             Body::Length(_) => End::Length,
             _ => End::LastChunk,
         };
+        let end_is_in_sight = matches!(body, Body::Length(_) | Body::Chunks(_));
         if progress.ended {
             *self.side_mut(direction) = Side::Between;
+        }
+        if !responses && !end_is_in_sight {
+            self.may_hide(conn, now, cx);
         }
         if responses {
             if let Some(open) = self.open.front_mut() {
@@ -503,9 +522,16 @@ impl Dialog {
 
     /// The bytes of a whole operation were not read, where a message should begin. (In a body they
     /// need not be.)
-    fn unread(&mut self, conn: &mut Connection, seen: &mut Visible<'_>, cx: &mut Cx<'_>) {
+    fn unread(
+        &mut self,
+        conn: &mut Connection,
+        direction: Direction,
+        seen: &mut Visible<'_>,
+        stamp: &Stamp,
+        cx: &mut Cx<'_>,
+    ) {
         self.lose(conn, cx);
-        stray(conn, seen, cx);
+        self.stray_from(conn, direction, seen, stamp.ts, cx);
     }
 
     /// A message ended and another began within one operation, out of sight: there are more messages
@@ -519,6 +545,7 @@ impl Dialog {
     ) {
         stray(conn, seen, cx);
         if !self.is_responses(conn, direction) {
+            self.hide(conn, conn.last, cx);
             // What was seen is answered first, and in order.
             conn.draining = true;
             if self.open.is_empty() {
@@ -537,6 +564,9 @@ impl Dialog {
             self.give_up(conn, cx);
             return;
         }
+        if self.is_open() {
+            self.hide(conn, self.oldest(conn), cx);
+        }
         self.drop_open(cx);
         self.read = Side::Between;
         self.write = Side::Between;
@@ -546,6 +576,9 @@ impl Dialog {
     /// Gives the connection up for good.
     pub(super) fn give_up(&mut self, conn: &mut Connection, cx: &mut Cx<'_>) {
         cx.counters.connections_lost += 1;
+        if !conn.draining || self.is_open() {
+            self.hide(conn, self.oldest(conn), cx);
+        }
         self.ignore(conn, cx);
     }
 

@@ -82,6 +82,15 @@ pub enum Ends {
     Unknown,
 }
 
+/// What may have been out of sight around a request, on its own connection. Of clients nothing is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unseen {
+    /// Requests may have been read before it that were not seen: its response may be another's.
+    pub before: bool,
+    /// Requests may stand behind it, in what was read together with it.
+    pub behind: bool,
+}
+
 /// A request and its response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exchange {
@@ -112,6 +121,8 @@ pub struct Exchange {
     pub connect: Option<u64>,
     /// Another exchange was under way on the connection at the same time.
     pub pipelined: bool,
+    /// What may have been out of sight around it.
+    pub unseen: Unseen,
     /// The `PyContext*` in which the request's first byte was moved; 0 where unknown.
     pub request_context: u64,
     /// The `PyContext*` in which the final response's first byte was moved; 0 where unknown.

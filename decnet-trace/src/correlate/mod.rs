@@ -8,6 +8,7 @@ mod connection;
 mod counters;
 mod dialog;
 pub mod exchange;
+pub mod hidden;
 pub mod identity;
 pub mod joins;
 mod open;
@@ -32,6 +33,7 @@ pub use counters::Counters;
 use connection::{Connect, Connection, Cx};
 use dialog::{Cause, Dialog};
 use exchange::Exchange;
+use hidden::{Hidden, HiddenList, When};
 use joins::Asked;
 use wanted::WantedHeaders;
 
@@ -70,6 +72,8 @@ pub struct Correlator {
     anew: FxHashMap<u32, u64>,
     /// Requests that processes made, to be fetched.
     asked: Vec<Asked>,
+    /// Requests that were read out of sight, to be fetched.
+    hidden: HiddenList,
     /// Connections that processes make and have not used yet.
     connects: FxHashMap<u64, Connect>,
     pool: Pool,
@@ -94,6 +98,7 @@ impl Correlator {
             processes: FxHashMap::default(),
             anew: FxHashMap::default(),
             asked: Vec::new(),
+            hidden: HiddenList::default(),
             connects: FxHashMap::default(),
             pool: Pool::default(),
             due: BinaryHeap::new(),
@@ -164,6 +169,13 @@ impl Correlator {
         self.asked.drain(..)
     }
 
+    /// What is known, since this was last called, of requests that were read out of sight; and up to which
+    /// time any others may have been, of any process, where there were too many. Whoever never calls it has
+    /// few of them kept.
+    pub fn hidden(&mut self) -> (Vec<Hidden>, Option<u64>) {
+        self.hidden.take()
+    }
+
     /// Whether this exchange is under way.
     pub fn is_open(&self, sock: u64, number: u32) -> bool {
         let conn = self.connections.get(&sock);
@@ -216,6 +228,8 @@ impl Correlator {
             conn.fd = op.fd;
         }
         let mut cx = Cx {
+            sock: op.sock,
+            hidden: &mut self.hidden,
             out,
             asked: &mut self.asked,
             counters: &mut self.counters,
@@ -249,8 +263,11 @@ impl Correlator {
         }
         if dialog.is_idle() {
             self.pool.give(dialog);
-            if peer_is_gone && !conn.ignored {
-                self.remove(op.sock);
+            if peer_is_gone
+                && !conn.ignored
+                && let Some(conn) = self.remove(op.sock)
+            {
+                self.tell_end(op.sock, &conn, ts);
             }
         } else {
             conn.dialog = Some(dialog);
@@ -306,6 +323,7 @@ impl Correlator {
             return;
         }
         if self.connects.len() >= CONNECTS_MAX {
+            self.counters.connects_forgotten += self.connects.len() as u64;
             self.connects.clear();
         }
         // A number may be another socket's by now, whose end went unseen.
@@ -390,6 +408,8 @@ impl Correlator {
     fn lose(&mut self, which: impl Fn(&Connection) -> bool) {
         let mut out = Vec::new();
         let mut cx = Cx {
+            sock: 0,
+            hidden: &mut self.hidden,
             out: &mut out,
             asked: &mut self.asked,
             counters: &mut self.counters,
@@ -397,7 +417,12 @@ impl Correlator {
             wanted: &self.wanted,
             texts: &mut self.texts,
         };
-        for conn in self.connections.values_mut().filter(|conn| which(conn)) {
+        for (sock, conn) in &mut self.connections {
+            if !which(conn) {
+                continue;
+            }
+            cx.sock = *sock;
+            conn.blurred = true;
             if let Some(mut dialog) = conn.dialog.take() {
                 self.heads_memory -= dialog.heads_memory();
                 self.open_memory -= dialog.open_memory();
@@ -423,6 +448,8 @@ impl Correlator {
             return;
         };
         let mut cx = Cx {
+            sock,
+            hidden: &mut self.hidden,
             out,
             asked: &mut self.asked,
             counters: &mut self.counters,
@@ -452,6 +479,8 @@ impl Correlator {
         };
         if !surely && conn.is_open() {
             let cx = Cx {
+                sock,
+                hidden: &mut self.hidden,
                 out,
                 asked: &mut self.asked,
                 counters: &mut self.counters,
@@ -469,7 +498,7 @@ impl Correlator {
             return;
         }
         if let Some(conn) = self.remove(sock) {
-            self.end(conn, Cause::Closed, now, out);
+            self.end(sock, conn, Cause::Closed, now, out);
         }
     }
 
@@ -501,9 +530,9 @@ impl Correlator {
             .connections
             .extract_if(|sock, conn| which(sock, conn))
             .collect();
-        for (_, conn) in gone {
+        for (sock, conn) in gone {
             leave(&mut self.processes, conn.tgid);
-            self.end(conn, cause, now, out);
+            self.end(sock, conn, cause, now, out);
         }
     }
 
@@ -513,14 +542,35 @@ impl Correlator {
         Some(conn)
     }
 
+    /// Where requests on a connection were out of sight, it matters when it ends.
+    fn tell_end(&mut self, sock: u64, conn: &Connection, now: u64) {
+        if conn.told {
+            self.hidden.push(Hidden {
+                tgid: conn.tgid,
+                connection: sock,
+                when: When::Closed(now),
+            });
+        }
+    }
+
     /// Ends what is under way on a connection that was taken out.
-    fn end(&mut self, mut conn: Connection, cause: Cause, now: u64, out: &mut Vec<Exchange>) {
+    fn end(
+        &mut self,
+        sock: u64,
+        mut conn: Connection,
+        cause: Cause,
+        now: u64,
+        out: &mut Vec<Exchange>,
+    ) {
+        self.tell_end(sock, &conn, now);
         let Some(mut dialog) = conn.dialog.take() else {
             return;
         };
         self.heads_memory -= dialog.heads_memory();
         self.open_memory -= dialog.open_memory();
         let mut cx = Cx {
+            sock,
+            hidden: &mut self.hidden,
             out,
             asked: &mut self.asked,
             counters: &mut self.counters,

@@ -8,7 +8,7 @@ use std::{
 use decnet_trace_common::event::{SockOp, Tuple, flags};
 use smol_str::SmolStr;
 
-use super::exchange::{End, Ends, Exchange, Role};
+use super::exchange::{End, Ends, Exchange, Role, Unseen};
 use crate::{
     protocol::http1::{Request, Text},
     text::Texts,
@@ -97,6 +97,7 @@ impl Open {
                 before: 0,
                 connect: None,
                 pipelined: false,
+                unseen: Unseen::default(),
                 request_context: stamp.context,
                 response_context: 0,
                 response_tid: 0,

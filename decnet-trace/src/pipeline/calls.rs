@@ -10,6 +10,7 @@ use crate::{
         Correlator,
         attribution::{Attribution, Call, RequestId, Served},
         exchange::Exchange,
+        hidden::{Hidden, When},
         identity::{Identities, Identity},
         outbound::Outbound,
     },
@@ -72,6 +73,8 @@ pub(super) struct Calls {
     due: u64,
     exact: u64,
     without: u64,
+    /// Calls that did not wait for their request's span, for want of room.
+    unheld: u64,
 }
 
 /// What a process needs so that its calls have parents.
@@ -104,6 +107,7 @@ impl Calls {
             due: 0,
             exact: 0,
             without: 0,
+            unheld: 0,
         }
     }
 
@@ -218,6 +222,9 @@ impl Calls {
         }
         if let Some(id) = self.begun.remove(&(exchange.sock, exchange.number)) {
             self.unplaced.insert(id);
+            if let Some(since) = hides(exchange) {
+                self.attribution.hides(exchange.tgid, exchange.sock, since);
+            }
             self.attribution.ended(exchange.tgid, id, exchange.end);
             return Some(id);
         }
@@ -225,6 +232,23 @@ impl Calls {
         self.unplaced.insert(request.id);
         self.attribution.served(identities, exchange.tgid, &request);
         Some(request.id)
+    }
+
+    /// Requests of a process may have been out of sight, of which it is known since when and until when.
+    pub(super) fn hidden(&mut self, hidden: &Hidden) {
+        let tgid = hidden.tgid;
+        if !self.watched.contains_key(&tgid) && !self.ended.contains(&tgid) {
+            return;
+        }
+        match hidden.when {
+            When::Since(since) => self.attribution.hidden(tgid, hidden.connection, since),
+            When::Closed(at) => self.attribution.closed(tgid, hidden.connection, at),
+        }
+    }
+
+    /// There were too many of these; requests of any process may have been out of sight until then.
+    pub(super) fn any_hidden(&mut self, until: u64) {
+        self.attribution.any_hidden(until);
     }
 
     /// A request that is over has its place in a trace.
@@ -257,6 +281,9 @@ impl Calls {
             let key = (exchange.sock, exchange.number);
             if let Some(&id) = self.begun.get(&key) {
                 open.insert(key, id);
+                if let Some(since) = hides(exchange) {
+                    self.attribution.hides(exchange.tgid, exchange.sock, since);
+                }
                 return false;
             }
             if exchange.response_start.is_none() || !self.watched.contains_key(&exchange.tgid) {
@@ -331,6 +358,7 @@ impl Calls {
             requests,
             exact,
             without,
+            unheld,
             watched,
             followed,
             queues,
@@ -351,11 +379,12 @@ impl Calls {
             now,
             |tgid| oldest.get(&tgid).copied(),
             |call, request| {
-                if let Some(id) = request.filter(|id| open.contains(id))
-                    && held.len() < HELD_MAX
-                {
-                    held.push((id, call.what));
-                    return;
+                if let Some(id) = request.filter(|id| open.contains(id)) {
+                    if held.len() < HELD_MAX {
+                        held.push((id, call.what));
+                        return;
+                    }
+                    *unheld += 1;
                 }
                 let span = request.and_then(|id| requests.get(&id));
                 match span {
@@ -391,11 +420,16 @@ impl Calls {
     }
 
     /// What was decided so far.
-    pub(super) fn counters(&self) -> [(&'static str, u64); 3] {
+    pub(super) fn counters(&self) -> [(&'static str, u64); 5] {
         [
             ("calls_linked_exact", self.exact),
             ("calls_linked_none", self.without),
             ("calls_waiting_overflowed", self.attribution.overflowed()),
+            ("calls_held_overflowed", self.unheld),
+            (
+                "requests_unanswered_forgotten",
+                self.attribution.forgotten(),
+            ),
         ]
     }
 }
@@ -410,7 +444,20 @@ fn served(id: RequestId, exchange: &Exchange) -> Served {
         one_thread: exchange.response_tid == exchange.tid,
         start: exchange.start,
         end: exchange.end,
+        pipelined: exchange.pipelined,
+        unsure: exchange.unseen.before,
+        hides: hides(exchange),
     }
+}
+
+/// Since when a request may be served that stood behind this one and was not seen, if one may: when this one's
+/// response had begun, or earlier where that may have waited for others' to be written.
+fn hides(exchange: &Exchange) -> Option<u64> {
+    let begun = match exchange.pipelined {
+        true => None,
+        false => exchange.response_start,
+    };
+    (exchange.unseen.behind).then(|| begun.unwrap_or(exchange.start))
 }
 
 #[cfg(test)]

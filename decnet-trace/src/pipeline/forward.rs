@@ -17,6 +17,11 @@ impl Worker {
         let waited = self.processes.ready(now, all);
         let asked = self.decoder.correlator.asked();
         asked.for_each(|asked| self.joins.asked(asked));
+        let (hidden, any_hidden) = self.decoder.correlator.hidden();
+        hidden.iter().for_each(|hidden| self.calls.hidden(hidden));
+        any_hidden
+            .into_iter()
+            .for_each(|until| self.calls.any_hidden(until));
         for exchange in exchanges.drain(..).chain(waited) {
             let tgid = exchange.tgid;
             let resource = match self.processes.resource(tgid) {

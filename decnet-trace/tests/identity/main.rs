@@ -2,6 +2,7 @@
 //! under another, never.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod hidden;
 mod lives;
 mod odd;
 mod servers;

@@ -78,6 +78,7 @@ impl Dialog {
             earlier.exchange.pipelined = true;
         }
         open.exchange.pipelined = !self.open.is_empty();
+        open.exchange.unseen.before = conn.blurred && role == Role::Server;
         if role == Role::Client {
             let connect = conn.connect.take();
             open.exchange.before = connect
@@ -92,6 +93,9 @@ impl Dialog {
         }
         self.open_memory += open.memory();
         self.open.push_back(open);
+        if origin.cut {
+            self.may_hide(conn, origin.now, cx);
+        }
         self.spare_body = false;
         let framing = match request.headers.request_framing() {
             _ if origin.cut => Framing::Unknown,

@@ -72,6 +72,9 @@ impl Story {
             one_thread: true,
             start: times.0,
             end: times.1,
+            pipelined: false,
+            unsure: false,
+            hides: None,
         };
         self.next += 1;
         self.attribution.served(&self.identities, TGID, &request);
@@ -210,22 +213,29 @@ fn a_fresh_context() {
     assert_eq!(story.verdicts(), [("open", Some(0)), ("after", None)]);
 }
 
-/// A task per connection answers one request after the other: each is its own while it is open, even
-/// if the next one was read ahead.
+/// A task per connection answers one request after the other: each is its own while it is open. Where the next
+/// one was read ahead, the last bytes of the one before may wait to be written while it is served: until then
+/// it is nobody's.
 #[test]
 fn a_task_per_connection() {
     let mut story = Story::new();
     let loop_context = story.who(1, 0xA);
     story.copy(2, 0xA, 0xC);
     let task = story.who(3, 0xC);
-    story.call(15, 0xC, "first");
+    story.call(11, 0xC, "first");
+    story.call(15, 0xC, "either's");
     story.served(1, loop_context, task, (10, 20));
     story.call(25, 0xC, "second");
     story.served(1, loop_context, task, (12, 30));
     story.call(40, 0xC, "between");
     assert_eq!(
         story.verdicts(),
-        [("first", Some(0)), ("second", Some(1)), ("between", None)]
+        [
+            ("first", Some(0)),
+            ("either's", None),
+            ("second", Some(1)),
+            ("between", None)
+        ]
     );
 }
 
@@ -273,6 +283,210 @@ fn pipelined_and_unanswered() {
     story.call(22, 0xD, "second's");
     story.served(1, reader, Identity::UNKNOWN, (10, 40));
     assert_eq!(story.verdicts(), [("second's", None)]);
+}
+
+/// Where a server resumes reading from within a request (asyncio copies its context for that), all that
+/// comes by the connection afterwards descends from that request. What is never answered of it is not its.
+#[test]
+fn read_from_within_a_request() {
+    let mut story = Story::new();
+    let reader = story.who(10, 0xA);
+    story.copy(11, 0xA, 0xC);
+    story.copy(13, 0xC, 0xD);
+    story.call(14, 0xC, "first's");
+    let first = story.who(20, 0xC);
+    story.served(1, reader, first, (10, 20));
+    let reading = story.who(30, 0xD);
+    story.copy(31, 0xD, 0xE);
+    story.call(32, 0xE, "second's");
+    story.served(1, reading, Identity::UNKNOWN, (30, 40));
+    story.copy(50, 0xD, 0xF);
+    story.call(51, 0xF, "third's");
+    let third = story.who(52, 0xF);
+    story.served(1, reading, third, (49, 60));
+    assert_eq!(
+        story.verdicts(),
+        [
+            ("first's", Some(0)),
+            ("second's", None),
+            ("third's", Some(2))
+        ]
+    );
+}
+
+/// What a task per connection started belongs to the request that it served then, not to the one that it
+/// serves when the call is made.
+#[test]
+fn detached_from_a_task_per_connection() {
+    let mut story = Story::new();
+    let loop_context = story.who(1, 0xA);
+    story.copy(2, 0xA, 0xC);
+    let task = story.who(3, 0xC);
+    story.copy(15, 0xC, 0xD);
+    story.served(1, loop_context, task, (10, 20));
+    story.call(35, 0xD, "detached");
+    story.copy(36, 0xC, 0xE);
+    story.call(37, 0xE, "second's");
+    story.served(1, loop_context, task, (30, 40));
+    story.call(50, 0xE, "second's, later");
+    assert_eq!(
+        story.verdicts(),
+        [
+            ("detached", Some(0)),
+            ("second's", Some(1)),
+            ("second's, later", Some(1))
+        ]
+    );
+}
+
+/// One task takes requests of several connections in turn, and the first is never answered: what it did for
+/// that one is not the next one's, though that was open at the time.
+#[test]
+fn unanswered_within_anothers_time() {
+    for fresh in [true, false] {
+        let mut story = Story::new();
+        let loop_context = story.who(1, 0xA);
+        if !fresh {
+            story.copy(2, 0xA, 0xC);
+        }
+        story.call(12, 0xC, "unanswered");
+        let task = story.who(12, 0xC);
+        story.served(2, loop_context, Identity::UNKNOWN, (11, 16));
+        story.call(18, 0xC, "answered");
+        story.served(1, loop_context, task, (10, 20));
+        assert_eq!(
+            story.verdicts(),
+            [("unanswered", None), ("answered", Some(1))],
+            "{fresh}"
+        );
+    }
+}
+
+/// A task that was started within one request and works for others later descends from that one: what it calls
+/// is that one's, as contexts have it, whoever it works for. Not where it answers the others itself.
+#[test]
+fn a_worker_that_a_request_started() {
+    for answers in [false, true] {
+        let mut story = Story::new();
+        let reader = story.who(10, 0xA);
+        story.copy(11, 0xA, 0xC);
+        story.copy(12, 0xC, 0xF);
+        story.call(13, 0xF, "for the first");
+        let first = story.who(15, 0xC);
+        story.served(1, reader, first, (10, 20));
+        story.copy(31, 0xA, 0xD);
+        story.call(32, 0xF, "for the second");
+        let second = story.who(35, if answers { 0xF } else { 0xD });
+        story.served(2, reader, second, (30, 40));
+        let [of_first, of_second] = match answers {
+            false => [Some(0), Some(0)],
+            true => [None, Some(1)],
+        };
+        assert_eq!(
+            story.verdicts(),
+            [("for the first", of_first), ("for the second", of_second)],
+            "{answers}"
+        );
+    }
+}
+
+/// Requests that came behind one and were not seen are started from its context too: what is called from
+/// copies of it since may be theirs. What it calls itself is its own, and later requests' calls are theirs.
+#[test]
+fn hidden_behind_it() {
+    for since in [10, 15] {
+        let mut story = Story::new();
+        let reader = story.who(10, 0xA);
+        story.attribution.hidden(TGID, 1, since);
+        story.copy(11, 0xA, 0xC);
+        story.call(12, 0xC, "first's");
+        story.copy(13, 0xC, 0xB);
+        story.call(14, 0xB, "first's or not");
+        let first = story.who(20, 0xC);
+        story.served(1, reader, first, (10, 20));
+        story.copy(21, 0xC, 0xD);
+        story.call(22, 0xD, "hidden one's");
+        story.copy(23, 0xD, 0xE);
+        story.call(24, 0xE, "the next one's");
+        story.copy(31, 0xA, 0xF);
+        story.copy(32, 0xF, 0x10);
+        story.call(33, 0x10, "of another connection");
+        let other = story.who(34, 0xF);
+        story.served(2, reader, other, (30, 40));
+        let own = (since > 13).then_some(0);
+        assert_eq!(
+            story.verdicts(),
+            [
+                ("first's", Some(0)),
+                ("first's or not", own),
+                ("hidden one's", None),
+                ("the next one's", None),
+                ("of another connection", Some(1))
+            ]
+        );
+    }
+}
+
+/// Where a response may be that of a request which was not seen, a context is its request's if it was made
+/// after that was read, and nothing else was under way.
+#[test]
+fn unsure_responses() {
+    for (pipelined, made, sure) in [(false, 11, true), (true, 11, false), (false, 9, false)] {
+        let mut story = Story::new();
+        let reader = story.who(1, 0xA);
+        story.copy(made, 0xA, 0xC);
+        story.call(12, 0xC, "call");
+        let responder = story.who(20, 0xC);
+        let request = Served {
+            id: 0,
+            connection: 1,
+            reader,
+            responder,
+            one_thread: true,
+            start: 10,
+            end: 20,
+            pipelined,
+            unsure: true,
+            hides: None,
+        };
+        story.attribution.served(&story.identities, TGID, &request);
+        assert_eq!(story.verdicts(), [("call", sure.then_some(0))]);
+    }
+}
+
+/// A request behind which another may stand keeps what it called until its response began.
+#[test]
+fn what_stands_behind_a_request() {
+    let mut story = Story::new();
+    let reader = story.who(10, 0xA);
+    story.copy(11, 0xA, 0xC);
+    story.copy(12, 0xC, 0xD);
+    story.call(13, 0xD, "before");
+    let responder = story.who(15, 0xC);
+    let request = Served {
+        id: 0,
+        connection: 1,
+        reader,
+        responder,
+        one_thread: true,
+        start: 10,
+        end: 20,
+        pipelined: false,
+        unsure: false,
+        hides: Some(15),
+    };
+    assert!(story.attribution.begun(&story.identities, TGID, &request));
+    story.call(16, 0xC, "itself");
+    story.copy(17, 0xC, 0xE);
+    story.call(18, 0xE, "the next one's, perhaps");
+    assert_eq!(
+        story.verdicts(),
+        [
+            ("before", Some(0)),
+            ("itself", Some(0)),
+            ("the next one's, perhaps", None)
+        ]
+    );
 }
 
 /// A call waits while a request is under way that began before it; for ever it does not.
@@ -326,6 +540,9 @@ fn a_response_that_has_begun() {
         one_thread: true,
         start: 10,
         end: 0,
+        pipelined: false,
+        unsure: false,
+        hides: None,
     };
     assert!(story.attribution.begun(&story.identities, TGID, &stream));
     story.call(20, 0xC, "within");
