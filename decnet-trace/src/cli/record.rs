@@ -12,16 +12,15 @@ use clap::{Args, ValueEnum, builder::PossibleValue};
 use super::{
     report::{Progress, report},
     sampling::SamplingArgs,
-    wait::Stop,
+    wait::{OnHangup, Stop},
 };
 use crate::{
     error::{Error, Exit, Result},
     profile::{
-        Profile,
         aggregate::Waiting,
         formats::{self, Format},
         label::Style,
-        output::check_writable,
+        output::{OutputError, Place, rescue},
     },
 };
 
@@ -30,7 +29,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Sample what processes do on the CPU (or by time, with --wall), and write a profile.
 ///
-/// Ends after --duration, with the processes, or by Ctrl-C, and writes what was recorded by then. The
+/// Ends after --duration, with the processes, by Ctrl-C, or with the terminal, and writes what was recorded by then. The
 /// processes are not stopped meanwhile.
 #[derive(Args, Debug)]
 #[command(
@@ -105,8 +104,8 @@ enum Output {
 
 pub(super) fn run(args: RecordArgs) -> Result<Exit> {
     let (output, format) = place(args.output.as_deref(), args.format);
-    match &output {
-        Output::File(path) => check_writable(path).map_err(Error::usage)?,
+    let file = match &output {
+        Output::File(path) => Some(Place::check(path).map_err(Error::usage)?),
         Output::Stdout if args.sampling.has_command() => {
             return Err(Error::usage(
                 "the command writes to standard output too; name a file with --output",
@@ -118,8 +117,8 @@ pub(super) fn run(args: RecordArgs) -> Result<Exit> {
                 format.name()
             )));
         }
-        Output::Stdout => {}
-    }
+        Output::Stdout => None,
+    };
     let style = Style {
         lines: !args.nolineno,
         by_function: args.function,
@@ -127,7 +126,7 @@ pub(super) fn run(args: RecordArgs) -> Result<Exit> {
         processes: false,
         threads: args.threads,
     };
-    let stop = Stop::watch()?;
+    let stop = Stop::watch(OnHangup::End)?;
     let mut sampling = args.sampling.start(args.threads, args.waiting())?;
     let started = Instant::now();
     let deadline = args
@@ -145,13 +144,25 @@ pub(super) fn run(args: RecordArgs) -> Result<Exit> {
         .profile
         .as_ref()
         .ok_or_else(|| Error::failed("nothing was recorded; this is a bug"))?;
-    save(profile, format, &style, &output)?;
-    let place = match &output {
-        Output::Stdout => "standard output".into(),
-        Output::File(path) => path.display().to_string(),
+    // A reader that has gone away must not end this with a profile in hand.
+    // SAFETY: no handler is installed, and no other thread minds.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let write = |out: &mut dyn io::Write| formats::write(profile, format, &style, out);
+    let saved = match &file {
+        Some(file) => save(file, write),
+        None => print(format, write),
     };
-    report(&place, &outcome, profile, tally, note.as_deref());
-    Ok(Exit::Done)
+    let note = note.as_deref();
+    match saved {
+        Ok(place) => {
+            report(&place, &outcome, profile, tally, note);
+            Ok(Exit::Done)
+        }
+        Err((place, error)) => {
+            report(&place, &outcome, profile, tally, note);
+            Err(Error::failed(error))
+        }
+    }
 }
 
 impl RecordArgs {
@@ -164,14 +175,57 @@ impl RecordArgs {
     }
 }
 
-fn save(profile: &Profile, format: Format, style: &Style, output: &Output) -> Result<()> {
-    match output {
-        Output::File(path) => formats::save(profile, format, style, path).map_err(Error::failed),
-        Output::Stdout => {
-            let mut out = io::BufWriter::new(io::stdout().lock());
-            formats::write(profile, format, style, &mut out)
-                .and_then(|()| out.flush())
-                .map_err(|error| Error::failed(format!("cannot write to standard output: {error}")))
+/// Where the profile is, in a word or two; or where it is instead, if anywhere, and what is wrong.
+type Saved = Result<String, (String, String)>;
+
+/// Writes the profile to its place. What that does not take is not lost.
+fn save(file: &Place, write: impl Fn(&mut dyn io::Write) -> io::Result<()>) -> Saved {
+    let place = file.path();
+    let name = place.file_name().map(OsStr::to_string_lossy);
+    match file.write(&write) {
+        Ok(()) => Ok(place.display().to_string()),
+        Err(OutputError { path, source }) => {
+            let error = format!("cannot write {}: {source}", path.display());
+            Err(save_elsewhere(
+                error,
+                name.as_deref().unwrap_or("profile"),
+                &write,
+            ))
+        }
+    }
+}
+
+/// Writes it to standard output, likewise.
+fn print(format: Format, write: impl Fn(&mut dyn io::Write) -> io::Result<()>) -> Saved {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Ok(()) => Ok("standard output".into()),
+        Err(error) => {
+            let error = format!("cannot write to standard output: {error}");
+            let name = format!("profile.{}", format.extension());
+            Err(save_elsewhere(error, &name, &write))
+        }
+    }
+}
+
+/// Saves what its place did not take: an hour may have gone into it.
+fn save_elsewhere(
+    error: String,
+    name: &str,
+    write: impl Fn(&mut dyn io::Write) -> io::Result<()>,
+) -> (String, String) {
+    match rescue(name, write) {
+        Ok(path) => {
+            let path = path.display().to_string();
+            let error = format!("{error}; the profile is in {path} instead");
+            (path, error)
+        }
+        Err(OutputError { path, source }) => {
+            let error = format!(
+                "{error}, nor into {}: {source}; the profile is lost",
+                path.display()
+            );
+            ("not written".into(), error)
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     io::{IsTerminal as _, Write as _},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,7 +15,7 @@ use tracing::warn;
 use super::{
     reload::Reloader,
     store::StoreArgs,
-    wait::{Hangup, Stop},
+    wait::{Hangup, OnHangup, Stop},
 };
 use crate::{
     bpf::load::LoadOptions,
@@ -30,7 +30,7 @@ use crate::{
         self,
         formats::{self, Format},
         label::Style,
-        output::check_writable,
+        output::Place,
     },
     sampling,
     telemetry::{events, log},
@@ -407,14 +407,13 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     let path = |text: &String| (!text.is_empty()).then(|| PathBuf::from(text));
     let profile_out = path(&settings.profile.out);
     let rate = settings.profile.rate;
-    if let Some(path) = &profile_out {
-        check_writable(path).map_err(Error::usage)?;
-        if rate == 0 {
-            return Err(Error::usage(
-                "--profile-out needs samples, and --rate 0 takes none; leave one of them out",
-            ));
-        }
+    if profile_out.is_some() && rate == 0 {
+        return Err(Error::usage(
+            "--profile-out needs samples, and --rate 0 takes none; leave one of them out",
+        ));
     }
+    let profile_out = profile_out.as_deref().map(Place::check);
+    let profile_out = profile_out.transpose().map_err(Error::usage)?;
     let summary = args.summary || std::io::stdout().is_terminal();
     let otlp = settings.otlp(&variable, &mut warnings)?;
     let metrics = otlp.as_ref().is_some_and(|otlp| otlp.sends_metrics());
@@ -455,7 +454,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     for warning in &warnings {
         warn!("{warning}");
     }
-    let stop = Stop::watch()?;
+    let stop = Stop::watch(OnHangup::Other)?;
     let hangup = Hangup::watch()?;
     let pipeline = Pipeline::start(config)?;
     let deadline = args
@@ -477,9 +476,11 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
     let written = profile_out
         .as_ref()
         .zip(outcome.profile.as_ref())
-        .map(|(path, profile)| {
-            formats::save(profile, Format::Flamegraph, &Style::default(), path)
-                .map(|()| path)
+        .map(|(place, profile)| {
+            let style = Style::default();
+            place
+                .write(|out| formats::write(profile, Format::Flamegraph, &style, out))
+                .map(|()| place.path())
                 .map_err(Error::failed)
         });
     let written = written.transpose()?;
@@ -490,7 +491,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
 }
 
 /// Prints what a person wants to see at the end.
-fn print(outcome: &Outcome, flamegraph: Option<&PathBuf>) -> Result<()> {
+fn print(outcome: &Outcome, flamegraph: Option<&Path>) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let colour = log::colour(&out);
     let mut text = String::new();

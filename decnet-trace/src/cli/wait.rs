@@ -33,6 +33,16 @@ pub(super) struct Stop {
     runtime: Runtime,
     interrupt: Signal,
     terminate: Signal,
+    hangup: Option<Signal>,
+}
+
+/// What the end of the terminal means (SIGHUP).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OnHangup {
+    /// The end, like SIGTERM.
+    End,
+    /// Something else, which [`Hangup`] watches for.
+    Other,
 }
 
 impl Stop {
@@ -42,7 +52,7 @@ impl Stop {
     /// # Errors
     ///
     /// When signals cannot be watched for.
-    pub(super) fn watch() -> Result<Self> {
+    pub(super) fn watch(on_hangup: OnHangup) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -51,11 +61,19 @@ impl Stop {
         let entered = runtime.enter();
         let interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        // `nohup` has it ignored, and ignored it stays.
+        let hangup = match on_hangup {
+            OnHangup::End if !is_hangup_ignored() => {
+                Some(signal(SignalKind::hangup()).map_err(failed)?)
+            }
+            OnHangup::End | OnHangup::Other => None,
+        };
         drop(entered);
         Ok(Self {
             runtime,
             interrupt,
             terminate,
+            hangup,
         })
     }
 
@@ -70,6 +88,7 @@ impl Stop {
             runtime,
             mut interrupt,
             mut terminate,
+            mut hangup,
         } = self;
         runtime.block_on(async {
             // One timer: each that is made anew wakes this thread.
@@ -80,6 +99,7 @@ impl Stop {
                 tokio::select! {
                     _ = interrupt.recv() => return Ended::Interrupted,
                     _ = terminate.recv() => return Ended::Terminated,
+                    () = came(hangup.as_mut()) => return Ended::Terminated,
                     () = tokio::time::sleep_until(tick.into()) => {
                         if is_done() {
                             return Ended::Work;
@@ -92,6 +112,27 @@ impl Stop {
             }
         })
     }
+}
+
+/// Ends when the signal comes; never where none is watched for.
+async fn came(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether whoever started this process has it ignore SIGHUP.
+fn is_hangup_ignored() -> bool {
+    // SAFETY: an all-zero sigaction is a valid one, and with no new one given the call only fills it in.
+    let handler = unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut old);
+        old.sa_sigaction
+    };
+    handler == libc::SIG_IGN
 }
 
 /// Whether SIGHUP came: to read the configuration again.

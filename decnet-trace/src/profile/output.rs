@@ -20,22 +20,92 @@ pub struct OutputError {
     pub source: io::Error,
 }
 
-/// Checks that a file can be written, without changing it: to be asked before an hour of recording,
-/// not after it.
+/// A place that a file can be written to.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    /// A pipe or a device: it stays open, for whoever reads a pipe takes its closing for the end.
+    device: Option<File>,
+}
+
+impl Place {
+    /// Checks that a file can be written, without changing it: to be asked before an hour of recording,
+    /// not after it. A pipe is opened, which takes until somebody reads from it.
+    ///
+    /// # Errors
+    ///
+    /// When the path is a folder, or its folder does not exist or takes no new file.
+    pub fn check(path: &Path) -> Result<Self, OutputError> {
+        let check = || match Target::of(path)? {
+            Target::Device => OpenOptions::new().write(true).open(path).map(Some),
+            Target::File(file) => {
+                let (temporary, _) = create_beside(&file)?;
+                fs::remove_file(temporary).map(|()| None)
+            }
+        };
+        match check() {
+            Ok(device) => Ok(Self {
+                path: path.to_owned(),
+                device,
+            }),
+            Err(source) => Err(OutputError {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the file, as [`write_atomically`] does; what was a pipe or a device gets the bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`write_atomically`].
+    pub fn write(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), OutputError> {
+        let Some(device) = &self.device else {
+            return write_atomically(&self.path, write);
+        };
+        let mut writer = BufWriter::new(device);
+        write(&mut writer)
+            .and_then(|()| writer.flush())
+            .map_err(|source| OutputError {
+                path: self.path.clone(),
+                source,
+            })
+    }
+}
+
+/// Writes what its place did not take into a new file of the folder for temporary ones, which only this
+/// user can read; which file that is.
 ///
 /// # Errors
 ///
-/// When the path is a folder, or its folder does not exist or takes no new file.
-pub fn check_writable(path: &Path) -> Result<(), OutputError> {
-    let check = || match Target::of(path)? {
-        Target::Device => OpenOptions::new().write(true).open(path).map(drop),
-        Target::File(file) => {
-            let (temporary, _) = create_beside(&file)?;
-            fs::remove_file(temporary)
+/// When that folder does not take it either.
+pub fn rescue(
+    name: &str,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<PathBuf, OutputError> {
+    let folder = std::env::temp_dir();
+    let attempt = || {
+        let (path, handle) = create_one_of(16, 0o600, |attempt| {
+            folder.join(format!("decnet-trace-{}-{attempt}-{name}", process::id()))
+        })?;
+        let result = write_through(handle, write);
+        if result.is_err() {
+            // Half a profile is none.
+            let _ = fs::remove_file(&path);
         }
+        result.map(|()| path)
     };
-    check().map_err(|source| OutputError {
-        path: path.to_owned(),
+    attempt().map_err(|source| OutputError {
+        path: folder.clone(),
         source,
     })
 }
@@ -108,18 +178,29 @@ fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
     let name = path
         .file_name()
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename))?;
-    for attempt in 0..16 {
+    create_one_of(16, 0o644, |attempt| {
         let mut temporary = std::ffi::OsString::from(".");
         temporary.push(name);
         temporary.push(format!(".{}-{attempt}.tmp", process::id()));
-        let temporary = path.with_file_name(temporary);
+        path.with_file_name(temporary)
+    })
+}
+
+/// Makes a new file of the first name of so many that is free.
+fn create_one_of(
+    names: u32,
+    mode: u32,
+    name: impl Fn(u32) -> PathBuf,
+) -> io::Result<(PathBuf, File)> {
+    for attempt in 0..names {
+        let path = name(attempt);
         let made = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(0o644)
-            .open(&temporary);
+            .mode(mode)
+            .open(&path);
         match made {
-            Ok(file) => return Ok((temporary, file)),
+            Ok(file) => return Ok((path, file)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
@@ -146,13 +227,13 @@ mod tests {
     fn a_file_is_made_and_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.svg");
-        check_writable(&path).unwrap();
+        Place::check(&path).unwrap();
         assert!(names(folder.path()).is_empty());
         for text in ["first", "second"] {
             write_atomically(&path, |out| out.write_all(text.as_bytes())).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
-        check_writable(&path).unwrap();
+        Place::check(&path).unwrap();
         assert_eq!(names(folder.path()), ["out.svg"]);
     }
 
@@ -181,7 +262,7 @@ mod tests {
             folder.path().join("missing/out.svg"),
             PathBuf::from("/proc/decnet-trace.svg"),
         ] {
-            let error = check_writable(&path).unwrap_err().to_string();
+            let error = Place::check(&path).unwrap_err().to_string();
             assert!(error.starts_with("cannot write /"), "{error}");
             assert!(!error.contains('\n'));
         }

@@ -39,7 +39,7 @@ fn pairs(table: &[u8], mut line: i64, offset: u64) -> Option<i64> {
         if end > offset {
             break;
         }
-        line += i64::from(*lines as i8);
+        line = line.checked_add(i64::from(*lines as i8))?;
     }
     Some(line)
 }
@@ -50,7 +50,7 @@ fn ranges(table: &[u8], mut line: i64, offset: u64) -> Option<i64> {
         let lines = *lines as i8;
         end += u64::from(*bytes);
         if lines != i8::MIN {
-            line += i64::from(lines);
+            line = line.checked_add(i64::from(lines))?;
         }
         if end > offset {
             return (lines != i8::MIN).then_some(line);
@@ -68,13 +68,14 @@ fn locations(table: &[u8], mut line: i64, offset: u64) -> Option<i64> {
         let (body, next) = tail.split_at(body);
         let kind = (head >> 3) & 15;
         end += (u64::from(head & 7) + 1) * 2;
-        line += match kind {
+        // Sixteen of the greatest numbers are more than 64 bits.
+        line = line.checked_add(match kind {
             // Long, and without columns: the lines forward are spelled out.
             13 | 14 => signed_varint(body)?,
             // On one of the next lines, with columns.
             10..=12 => i64::from(kind - 10),
             _ => 0,
-        };
+        })?;
         if end > offset {
             return (kind != 15).then_some(line);
         }
@@ -163,7 +164,42 @@ mod tests {
         assert_eq!(signed_varint(&[127; 20]), None);
     }
 
+    /// Lines that add up to more than any number is are none, in either direction.
+    #[test]
+    fn lines_beyond_all_numbers() {
+        for sign in [0, 1] {
+            let mut entry = vec![0x80 | 13 << 3, 126 | sign];
+            entry.extend([127; 8]);
+            entry.push(63);
+            assert!(signed_varint(&entry[1..]).is_some_and(|lines| lines.unsigned_abs() >> 58 > 0));
+            let table = entry.repeat(64);
+            assert_eq!(Format::Locations.line(&table, 1, 1000), 0);
+            assert_eq!(Format::Locations.line(&table, u32::MAX, 100), 0);
+        }
+    }
+
     proptest::proptest! {
+        /// Entries that are well-formed, with numbers of every size up to the greatest, make no decoder panic.
+        #[test]
+        fn survives_great_numbers(
+            entries in proptest::collection::vec(
+                (13u8..=14, 0u8..8, proptest::collection::vec(32u8..64, 1..=10)),
+                0..80,
+            ),
+            first in proptest::num::u32::ANY,
+            offset in 0u32..2000,
+        ) {
+            let mut table = Vec::new();
+            for (kind, units, digits) in entries {
+                table.push(0x80 | kind << 3 | units);
+                let last = digits.len() - 1;
+                table.extend(digits.iter().enumerate().map(|(at, digit)| {
+                    if at == last { *digit } else { digit | 64 }
+                }));
+            }
+            let _ = Format::Locations.line(&table, first, offset);
+        }
+
         /// No table makes a decoder panic.
         #[test]
         fn survives_anything(

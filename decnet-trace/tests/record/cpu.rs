@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 use xtask::bed::{interpreter::Interpreter, venv::default_python};
 
@@ -215,42 +216,46 @@ fn ends_with_its_target() {
     assert!(with(&stacks, "heavy") > 100, "{stacks:?}");
 }
 
-/// Ctrl-C ends a recording and the command with it, and the profile is written.
+/// Ctrl-C ends a recording and the command with it, and so does the end of the terminal; the profile is
+/// written.
 #[test]
-fn interrupt_writes_the_profile() {
+fn interrupt_and_hangup_write_the_profile() {
     if !can_run() {
         return;
     }
     let _alone = alone();
-    let folder = TempDir::new().unwrap();
-    let file = folder.path().join("out.svg");
-    let mut recorder = Command::new(AGENT)
-        .args(["record", "-o", file.to_str().unwrap(), "--", "python3"])
-        .arg(program("mix.py"))
-        .arg("60")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    let mut stdout = BufReader::new(recorder.stdout.take().unwrap());
-    stdout.read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    std::thread::sleep(Duration::from_secs(1));
-    // As a terminal does it: to all of the foreground.
-    let group = rustix::process::Pid::from_child(&recorder);
-    rustix::process::kill_process_group(group, rustix::process::Signal::INT).unwrap();
-    let status = recorder.wait().unwrap();
-    let mut report = String::new();
-    recorder
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut report)
-        .unwrap();
-    assert!(status.success(), "{report}");
-    assert!(fs::read_to_string(&file).unwrap().contains("heavy ("));
+    for signal in [Signal::INT, Signal::HUP] {
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("out.svg");
+        let mut recorder = Command::new(AGENT)
+            .args(["record", "-o", file.to_str().unwrap(), "--", "python3"])
+            .arg(program("mix.py"))
+            .arg("60")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut stdout = BufReader::new(recorder.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        std::thread::sleep(Duration::from_secs(1));
+        // As a terminal does it: to all of the foreground.
+        let group = rustix::process::Pid::from_child(&recorder);
+        rustix::process::kill_process_group(group, signal).unwrap();
+        let status = recorder.wait().unwrap();
+        let mut report = String::new();
+        recorder
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut report)
+            .unwrap();
+        assert!(status.success(), "{signal:?}: {status}: {report}");
+        let written = fs::read_to_string(&file).unwrap();
+        assert!(written.contains("heavy ("), "{signal:?}: {report}");
+    }
 }
 
 /// py-spy, at the same time on the same process, sees the same shares.

@@ -1,10 +1,17 @@
 //! The files that a recording ends in.
 
-use std::{fs, io::Read as _, process::Command, thread};
+use std::{
+    fs,
+    io::Read as _,
+    path::Path,
+    process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 
 use tempfile::TempDir;
 
-use super::support::{Running, alone, can_run, record, system};
+use super::support::{AGENT, Running, alone, can_run, folded, record, system, with};
 
 /// Every format is chosen by the file's name, written, and opens; with the names in it.
 #[test]
@@ -70,4 +77,109 @@ fn every_format_opens() {
             "{name}: {shown}"
         );
     }
+}
+
+/// Records for a second into a file, with another folder for temporary files, and does something meanwhile.
+fn record_into(pid: &str, file: &Path, temporary: &Path, meanwhile: impl FnOnce()) -> Output {
+    let recorder = Command::new(AGENT)
+        .args(["record", "-p", pid, "-d", "1", "-f", "folded", "-o"])
+        .arg(file)
+        .env("TMPDIR", temporary)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    thread::sleep(Duration::from_millis(600));
+    meanwhile();
+    recorder.wait_with_output().unwrap()
+}
+
+/// A profile that its place does not take in the end (the folder is gone, the disk is full) is written to the
+/// folder for temporary files, and the report is there; where nothing takes it, the report still is. Each
+/// time the exit code is 1, and the last line says what became of it.
+#[test]
+fn a_profile_outlives_its_place() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    let Some(python) = system() else {
+        return;
+    };
+    let running = Running::start(&python, "mix.py", &["60"]);
+    let pid = running.pid();
+    let temporary = TempDir::new().unwrap();
+    let gone = TempDir::new().unwrap().keep().join("x.folded");
+    let remove = || fs::remove_dir_all(gone.parent().unwrap()).unwrap();
+    let removed = record_into(&pid, &gone, temporary.path(), remove);
+    let full = record_into(&pid, Path::new("/dev/full"), temporary.path(), || ());
+    for (output, what) in [
+        (removed, "x.folded: No such file"),
+        (full, "/dev/full: No space left"),
+    ] {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("heavy ("), "{said}");
+        let last = said.lines().last().unwrap();
+        assert!(last.contains(what), "{said}");
+        let (_, place) = last.split_once("the profile is in ").unwrap();
+        let place = place.strip_suffix(" instead").unwrap();
+        assert!(Path::new(place).starts_with(temporary.path()), "{said}");
+        assert!(said.starts_with(&format!("{place}: ")), "{said}");
+        let stacks = folded(&fs::read_to_string(place).unwrap());
+        assert!(with(&stacks, "heavy") > 10, "{stacks:?}");
+    }
+    let nowhere = Path::new("/nowhere");
+    let lost = record_into(&pid, Path::new("/dev/full"), nowhere, || ());
+    let said = String::from_utf8_lossy(&lost.stderr);
+    assert_eq!(lost.status.code(), Some(1), "{said}");
+    assert!(said.contains("heavy ("), "{said}");
+    assert!(said.ends_with("the profile is lost\n"), "{said}");
+}
+
+/// A named pipe gets the whole profile, and whoever reads it sees its end.
+#[test]
+fn a_pipe_is_written_through() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    let Some(python) = system() else {
+        return;
+    };
+    let running = Running::start(&python, "mix.py", &["60"]);
+    let folder = TempDir::new().unwrap();
+    let pipe = folder.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let reader = thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::read_to_string(pipe).unwrap()
+    });
+    let mut recorder = Command::new(AGENT)
+        .args([
+            "record",
+            "-p",
+            &running.pid(),
+            "-d",
+            "1",
+            "-f",
+            "folded",
+            "-o",
+        ])
+        .arg(&pipe)
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let status = loop {
+        if let Some(status) = recorder.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            recorder.kill().unwrap();
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{status}");
+    let stacks = folded(&reader.join().unwrap());
+    assert!(with(&stacks, "heavy") > 10, "{stacks:?}");
 }
