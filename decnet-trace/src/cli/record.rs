@@ -138,7 +138,8 @@ pub(super) fn run(args: RecordArgs) -> Result<Exit> {
         sampling.has_ended()
     });
     progress.clear();
-    let tally = sampling.pipeline.live().tally();
+    let live = sampling.pipeline.live();
+    let (tally, gaps) = (live.tally(), live.gaps());
     let (outcome, note) = sampling.finish(ended)?;
     let profile = outcome
         .profile
@@ -155,11 +156,11 @@ pub(super) fn run(args: RecordArgs) -> Result<Exit> {
     let note = note.as_deref();
     match saved {
         Ok(place) => {
-            report(&place, &outcome, profile, tally, note);
+            report(&place, &outcome, profile, tally, &gaps, note);
             Ok(Exit::Done)
         }
         Err((place, error)) => {
-            report(&place, &outcome, profile, tally, note);
+            report(&place, &outcome, profile, tally, &gaps, note);
             Err(Error::failed(error))
         }
     }

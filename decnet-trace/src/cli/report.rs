@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    pipeline::{Live, Outcome, Tally, Unwinding},
+    pipeline::{Gap, Gaps, Live, Outcome, Tally, Unwinding},
     profile::{
         Frame, Profile,
         label::{self, Style},
@@ -19,6 +19,9 @@ use crate::{
 
 /// How many functions are listed at the end.
 const FUNCTIONS: usize = 10;
+
+/// Of how many processes is said what is missing.
+const GAPS: usize = 20;
 
 /// How many processes a line names.
 const PIDS: usize = 5;
@@ -64,6 +67,7 @@ pub(super) fn report(
     outcome: &Outcome,
     profile: &Profile,
     tally: Tally,
+    gaps: &Gaps,
     note: Option<&str>,
 ) {
     let mut text = String::new();
@@ -89,6 +93,7 @@ pub(super) fn report(
     if !losses.is_empty() {
         let _ = writeln!(text, "lost: {}", losses.join(", "));
     }
+    text.push_str(&lines(gaps));
     text.push_str(&unwinding(&outcome.unwinding));
     if profile.total() == 0 {
         text.push_str(match profile.meta.wall {
@@ -103,6 +108,23 @@ pub(super) fn report(
         &mut text,
     );
     write(&text);
+}
+
+/// What the profile lacks of processes, a line for each.
+pub(super) fn lines(gaps: &Gaps) -> String {
+    let mut text = String::new();
+    for (pid, gap) in gaps.known.iter().take(GAPS) {
+        let _ = match gap {
+            Gap::Process(why) => writeln!(text, "nothing of pid {pid}: {why}"),
+            Gap::Frames(why) => writeln!(text, "no Python frames of pid {pid}: {why}"),
+            Gap::Waiting(why) => writeln!(text, "no waiting threads of pid {pid}: {why}"),
+        };
+    }
+    let more = gaps.known.len().saturating_sub(GAPS) as u64 + gaps.more;
+    if more > 0 {
+        let _ = writeln!(text, "and something is missing of {more} processes more");
+    }
+    text
 }
 
 /// What the unwind tables took, where there were any; why not, where there should have been.
@@ -245,6 +267,29 @@ mod tests {
         let mut none = String::new();
         lacking(&[], &mut none);
         assert!(none.is_empty());
+    }
+
+    /// What is missing is told with its process, of some; of the rest, how many they are.
+    #[test]
+    fn gaps_are_told() {
+        let mut gaps = Gaps::default();
+        assert!(lines(&gaps).is_empty());
+        gaps.known.push((7, Gap::Process("no room".into())));
+        gaps.known.push((8, Gap::Waiting("refused".into())));
+        for pid in 100..120 {
+            gaps.known.push((pid, Gap::Frames("too old".into())));
+        }
+        gaps.more = 3;
+        let text = lines(&gaps);
+        assert_eq!(text.lines().count(), GAPS + 1);
+        assert!(
+            text.starts_with(
+                "nothing of pid 7: no room\nno waiting threads of pid 8: refused\n\
+                 no Python frames of pid 100: too old\n"
+            ),
+            "{text}"
+        );
+        assert!(text.ends_with("of 5 processes more\n"), "{text}");
     }
 
     /// What could not be read is told where there is any.

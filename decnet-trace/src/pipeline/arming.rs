@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use super::{
     inheriting::hands_on_contexts,
     joining::network,
-    live::Python,
+    live::{Gap, Python},
     worker::{Worker, monotonic},
 };
 use crate::{
@@ -49,6 +49,7 @@ impl Worker {
                 }
                 if let Err(error) = self.bpf.targets.insert(tgid, target, 0) {
                     warn!("cannot trace process {tgid}: {error}");
+                    self.live.add_gap(tgid, Gap::Process(error.to_string()));
                     return;
                 }
                 info!("tracing {} (pid {tgid})", process.resource.service_name);
@@ -129,6 +130,8 @@ impl Worker {
             Ok(index) => index,
             Err(error) => {
                 warn!("no Python frames of pid {}: {error}", process.pid);
+                let gap = Gap::Frames(error.to_string());
+                self.live.add_gap(process.pid, gap);
                 return;
             }
         };

@@ -103,6 +103,7 @@ mod tests {
         Counts {
             stacks: vec![Counted {
                 id: StackId(0),
+                again_of: None,
                 tgid: 1,
                 tid: None,
                 count,

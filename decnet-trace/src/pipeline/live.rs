@@ -8,6 +8,8 @@ use std::sync::{
 use decnet_trace_common::event::{Sample, sample_flags};
 use rustc_hash::FxHashMap;
 
+use crate::python::ReadError;
+
 /// What is known of a traced process's Python.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Python {
@@ -19,6 +21,29 @@ pub enum Python {
     Absent,
     /// Its frames cannot be read, for this reason.
     Unsupported(String),
+}
+
+/// What a profile lacks of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gap {
+    /// It is not sampled at all.
+    Process(String),
+    /// Its Python frames.
+    Frames(String),
+    /// Its threads that are on no CPU.
+    Waiting(String),
+}
+
+/// The most gaps that are remembered; there is one for each process, as a rule.
+const GAPS_MAX: usize = 256;
+
+/// Processes of which a profile lacks something, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gaps {
+    /// In the order in which that was found.
+    pub known: Vec<(u32, Gap)>,
+    /// How many more there were than are remembered.
+    pub more: u64,
 }
 
 /// Samples since the start.
@@ -48,6 +73,7 @@ pub struct Live {
     read_any: AtomicBool,
     /// One entry for each traced process.
     python: Mutex<FxHashMap<u32, Python>>,
+    gaps: Mutex<Gaps>,
 }
 
 impl Live {
@@ -78,6 +104,25 @@ impl Live {
         self.lock().get(&tgid).cloned()
     }
 
+    /// What the profile lacks so far, and of whom; of processes that have ended, too.
+    pub fn gaps(&self) -> Gaps {
+        let gaps = self.gaps.lock();
+        gaps.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what the profile lacks of a process.
+    pub(super) fn add_gap(&self, tgid: u32, gap: Gap) {
+        let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = (tgid, gap);
+        if gaps.known.contains(&entry) {
+            return;
+        }
+        match gaps.known.len() < GAPS_MAX {
+            true => gaps.known.push(entry),
+            false => gaps.more += 1,
+        }
+    }
+
     /// Counts a sample. Only the pipeline's thread does.
     pub(super) fn count(&self, sample: &Sample) {
         let add = |counter: &AtomicU64, wanted: bool| {
@@ -103,6 +148,12 @@ impl Live {
     pub(super) fn set_python(&self, tgid: u32, python: Python) {
         if python == Python::Read {
             self.read_any.store(true, Ordering::Relaxed);
+        }
+        // One that has ended before it was looked at lacks nothing that could be told.
+        if let Python::Unsupported(why) = &python
+            && *why != ReadError::Gone.to_string()
+        {
+            self.add_gap(tgid, Gap::Frames(why.clone()));
         }
         let mut known = self.lock();
         known.insert(tgid, python);
@@ -160,5 +211,32 @@ mod tests {
         live.forget(5);
         assert_eq!((live.python(5), live.traced()), (None, 0));
         assert!(live.read_any());
+    }
+
+    /// What cannot be read stays known when its process is gone: once for each process and reason, of a bounded
+    /// number of processes. One that was gone when it was looked at is none of these.
+    #[test]
+    fn gaps_are_remembered() {
+        let live = Live::default();
+        let why = Python::Unsupported("too old".into());
+        for _ in 0..2 {
+            live.set_python(5, why.clone());
+            live.forget(5);
+        }
+        live.set_python(6, Python::Unsupported(ReadError::Gone.to_string()));
+        live.set_python(7, Python::Absent);
+        let expected = Gaps {
+            known: vec![(5, Gap::Frames("too old".into()))],
+            more: 0,
+        };
+        assert_eq!(live.gaps(), expected);
+        for tgid in 0..1000 {
+            live.add_gap(tgid, Gap::Process("no room".into()));
+        }
+        let gaps = live.gaps();
+        assert_eq!(
+            (gaps.known.len(), gaps.more),
+            (GAPS_MAX, 1001 - GAPS_MAX as u64)
+        );
     }
 }

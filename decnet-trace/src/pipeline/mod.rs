@@ -32,7 +32,7 @@ use std::{
 
 use crossbeam_channel::Sender;
 use intervals::Intervals;
-pub use live::{Live, Python, Tally};
+pub use live::{Gap, Gaps, Live, Python, Tally};
 use minutes::Minutes;
 pub use outcome::{Outcome, Requests, Unwinding, is_loss};
 pub use reload::Reload;
@@ -203,11 +203,14 @@ impl Pipeline {
             .transpose()
             .map_err(|error| Error::failed(format!("cannot start a thread: {error}")))?;
         let waiting = config.profile.map(|options| options.waiting);
+        let live = Arc::new(Live::default());
         let wall = match waiting.filter(|which| *which != Waiting::No) {
-            Some(which) => Some(Wall::start(bpf.list_threads()?, config.load.rate, which)?),
+            Some(which) => {
+                let (lister, rate) = (bpf.list_threads()?, config.load.rate);
+                Some(Wall::start(lister, rate, which, Arc::clone(&live))?)
+            }
             None => None,
         };
-        let live = Arc::new(Live::default());
         let mut worker = worker::Worker::new(worker::Parts {
             ingest,
             policy,

@@ -24,7 +24,10 @@ use decnet_trace_common::{
 use rustc_hash::FxHashMap;
 use tracing::warn;
 
-use super::worker::monotonic;
+use super::{
+    live::{Gap, Live},
+    worker::monotonic,
+};
 use crate::{
     bpf::threads::{ThreadLister, Threads},
     error::{Error, Result},
@@ -76,13 +79,19 @@ struct Lost {
 
 impl Wall {
     /// Starts the thread, which samples nothing yet.
-    pub(super) fn start(lister: ThreadLister, rate: u32, which: Waiting) -> Result<Self> {
+    pub(super) fn start(
+        lister: ThreadLister,
+        rate: u32,
+        which: Waiting,
+        live: Arc<Live>,
+    ) -> Result<Self> {
         let (commands, inbox) = bounded(COMMANDS_MAX);
         let (out, batches) = bounded(BATCHES_MAX);
         let (spare, room) = bounded(BATCHES_MAX);
         let lost = Arc::new(Lost::default());
         let mut sampler = Sampler {
             lister,
+            live,
             all: which == Waiting::All,
             period: Duration::from_secs(1) / rate.max(1),
             processes: Vec::new(),
@@ -169,6 +178,7 @@ fn records(mut batch: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// The state of the thread.
 struct Sampler {
     lister: ThreadLister,
+    live: Arc<Live>,
     /// Also those that wait for something to happen.
     all: bool,
     period: Duration,
@@ -246,7 +256,10 @@ impl Sampler {
                 known: FxHashMap::default(),
                 round: 0,
             }),
-            Err(error) => warn!("the waiting threads of pid {tgid} are not sampled: {error}"),
+            Err(error) => {
+                warn!("the waiting threads of pid {tgid} are not sampled: {error}");
+                self.live.add_gap(tgid, Gap::Waiting(error.to_string()));
+            }
         }
     }
 
@@ -258,6 +271,7 @@ impl Sampler {
             Err(error) => {
                 let tgid = sampled.process.pid;
                 warn!("the waiting threads of pid {tgid} are not sampled any more: {error}");
+                self.live.add_gap(tgid, Gap::Waiting(error.to_string()));
                 false
             }
         });
@@ -408,7 +422,7 @@ fn read(process: &PyProcess, thread: &ThreadStat, frames: &mut Vec<PyFrame>, rec
     if !process.read_waiting(thread.thread_pointer, &mut sample, frames) {
         return;
     }
-    // A sample of the most frames has some 3,200 bytes.
+    // A sample of the most frames has some 4,200 bytes.
     sample.header.len = (size_of::<Sample>() + size_of_val(frames.as_slice())) as u16;
     // SAFETY: a `Sample` is made of integers without padding (its size is asserted beside it), so all of
     // its bytes are initialised; they are read while `sample` is borrowed.

@@ -3,6 +3,7 @@
 //! Needs root and an eBPF object; what is not at hand is named in a line that begins with SKIPPED.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod changes;
 mod cpu;
 mod files;
 mod frames;

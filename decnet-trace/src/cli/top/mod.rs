@@ -23,6 +23,7 @@ use ratatui::{
 
 use self::view::{Reaction, View};
 use super::{
+    report,
     sampling::{Sampling, SamplingArgs},
     wait::Ended,
 };
@@ -76,7 +77,9 @@ pub(super) fn run(args: TopArgs) -> Result<Exit> {
     let ended = watch(&mut terminal, &mut sampling, &mut view, &stop);
     ratatui::try_restore().map_err(failed)?;
     let ended = ended.map_err(failed)?;
+    let gaps = sampling.pipeline.live().gaps();
     let (_, note) = sampling.finish(ended)?;
+    eprint!("{}", report::lines(&gaps));
     if ended == Ended::Work {
         eprintln!(
             "{}",
