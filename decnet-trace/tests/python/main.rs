@@ -5,6 +5,7 @@
 //! begins with `SKIPPED: `.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod dump;
 mod interpreters;
 mod lines;
 mod lives;

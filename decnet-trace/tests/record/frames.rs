@@ -1,8 +1,16 @@
 //! Every sampled stack is one that the program can have, as it says itself.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    process::Command,
+};
 
-use super::support::{Running, alone, can_run, name, on_each, reported, said, total};
+use tempfile::TempDir;
+
+use super::support::{
+    AGENT, Running, alone, can_run, name, on_each, reported, said, system, total,
+};
 
 /// The names of a stack, outermost first.
 type Names = Vec<String>;
@@ -61,4 +69,50 @@ fn stacks_are_those_that_the_program_has() {
         let outside = said(&report, "outside Python");
         assert!(outside <= 1 + total(&stacks) / 1000, "{report}");
     });
+}
+
+/// The flamegraph that `run` writes has the program's functions, each of the kinds of calls that it makes, and no
+/// other of its file.
+#[test]
+fn the_flamegraph_of_run_has_them() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    let Some(python) = system() else {
+        return;
+    };
+    let mut running = Running::start(&python, "frames.py", &[]);
+    let known: Vec<Vec<(String, u32)>> = serde_json::from_str(&running.line()).unwrap();
+    let own = known.iter().flatten();
+    let known: HashSet<&str> = own.map(|(name, _)| name.as_str()).collect();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("out.svg");
+    let output = Command::new(AGENT)
+        .args(["run", "--store", "off", "--rate", "499", "--duration", "4"])
+        .args(["--pid", &running.pid(), "--profile-out"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let svg = fs::read_to_string(&file).unwrap();
+    let titles = svg.split("<title>").skip(1);
+    let titles = titles.filter_map(|rest| rest.split("</title>").next());
+    let seen: HashSet<String> = titles
+        .filter(|title| title.contains("frames.py:"))
+        .map(|title| {
+            let plain = title.replace("&lt;", "<").replace("&gt;", ">");
+            name(&plain).to_owned()
+        })
+        .collect();
+    let seen: HashSet<&str> = seen.iter().map(String::as_str).collect();
+    let strange: Vec<_> = seen.difference(&known).collect();
+    assert!(strange.is_empty(), "{strange:?}");
+    // `f` is of executed text.
+    let missing: Vec<_> = known
+        .difference(&seen)
+        .filter(|name| **name != "f")
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
