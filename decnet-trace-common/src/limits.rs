@@ -20,8 +20,9 @@ pub const KERNEL_FRAMES_MAX: usize = 127;
 /// The most native user frames in a sample.
 pub const USER_FRAMES_MAX: usize = 127;
 
-/// The most Python frames in a sample.
-pub const PYTHON_FRAMES_MAX: usize = 192;
+/// The most Python frames in a sample, with those of the interpreter's own: from CPython 3.12 on there is one
+/// wherever C calls into Python, so that of calls that all go through C half as many are seen.
+pub const PYTHON_FRAMES_MAX: usize = 256;
 
 /// The most rings, and so the most CPUs that are read from.
 pub const RINGS_MAX: u32 = 1024;

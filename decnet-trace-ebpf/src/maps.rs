@@ -89,7 +89,7 @@ pub(crate) struct SockScratch {
 #[btf_map]
 pub(crate) static PY_LAYOUTS: Array<PyLayout, { LAYOUTS_MAX as usize }> = Array::new();
 
-/// Where a sample is put together, per CPU: 10 KiB, twice the room that the frames need, likewise.
+/// Where a sample is put together, per CPU: 12 KiB, twice the room that the frames need, likewise.
 #[btf_map]
 pub(crate) static SAMPLE_SCRATCH: PerCpuArray<SampleScratch, 1> = PerCpuArray::new();
 

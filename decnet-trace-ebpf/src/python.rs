@@ -179,7 +179,7 @@ pub(crate) fn walk(
     };
     let shim = shim as i64;
     // One way through the loop but for its ends: whatever branches there, the verifier follows both
-    // ways of in each of the 192 rounds.
+    // ways of in each of the rounds.
     for i in 0..PYTHON_FRAMES_MAX {
         if frame == 0 {
             return i as u16;

@@ -242,6 +242,9 @@ static void code(void)
     FIELD("code_instructions", PyCodeObject, co_code_adaptive);
     FIELD("code_qualname", PyCodeObject, co_qualname);
 #endif
+#if PY_VERSION_HEX >= 0x030c0000
+    FIELD("code_version", PyCodeObject, co_version);
+#endif
     FIELD("code_argcount", PyCodeObject, co_argcount);
     FIELD("code_flags", PyCodeObject, co_flags);
     FIELD("code_firstlineno", PyCodeObject, co_firstlineno);

@@ -1,5 +1,9 @@
 //! Equal stacks become one with a count, on the ingest thread: for a stack already known, a hash and
 //! an addition.
+//!
+//! A stack is known by its addresses, and code objects die and leave theirs to others. So a stack that goes on
+//! being sampled is named again about once a second; where that gives other names, it is another stack
+//! from there on.
 
 use std::{collections::hash_map::RandomState, hash::BuildHasher, hash::Hasher};
 
@@ -58,6 +62,9 @@ impl Default for Options {
 pub struct Counted {
     /// The stack.
     pub id: StackId,
+    /// The stack of the same addresses before, where this one was named again and nobody has looked yet whether
+    /// it has the same names.
+    pub again_of: Option<StackId>,
     /// The process.
     pub tgid: u32,
     /// The thread, where threads are kept apart.
@@ -94,6 +101,35 @@ struct Entry {
     counted: Counted,
     /// Whether the symbolizer has taken it.
     offered: bool,
+    /// What was counted since it was offered again.
+    again: Option<Counted>,
+    /// When it was last offered, or looked at what came of it.
+    asked: u64,
+}
+
+/// After how long a stack that is still sampled is named again, in nanoseconds.
+const ASK_AFTER: u64 = 1_000_000_000;
+
+/// How many stacks are named again in that time, at most: naming one takes some microseconds.
+const ASK_MOST: u32 = 512;
+
+/// How many may be named again.
+#[derive(Default)]
+struct Allowance {
+    since: u64,
+    left: u32,
+}
+
+impl Allowance {
+    /// Takes one, if there is one left at this time.
+    fn take(&mut self, now: u64) -> bool {
+        if now.saturating_sub(self.since) >= ASK_AFTER {
+            (self.since, self.left) = (now, ASK_MOST);
+        }
+        let is_left = self.left > 0;
+        self.left -= u32::from(is_left);
+        is_left
+    }
 }
 
 /// The most processes at once; as many as are traced at once, and some that have just ended.
@@ -107,6 +143,9 @@ pub struct Aggregator {
     /// that two of them share one are 1 in 10^11.
     hasher: RandomState,
     stacks: FxHashMap<u64, Entry>,
+    /// Those whose addresses are another stack's by now.
+    former: Vec<Counted>,
+    allowance: Allowance,
     processes: FxHashMap<u32, ProcessId>,
     next_stack: u64,
     next_process: u64,
@@ -121,6 +160,8 @@ impl Aggregator {
             symbolizer,
             hasher: RandomState::new(),
             stacks: FxHashMap::default(),
+            former: Vec::new(),
+            allowance: Allowance::default(),
             processes: FxHashMap::default(),
             next_stack: 0,
             next_process: 0,
@@ -139,7 +180,16 @@ impl Aggregator {
         let tid = self.options.threads.then_some(header.tid);
         let flags = sample.flags & (sample_flags::PYTHON_TRUNCATED | sample_flags::PYTHON_BROKEN);
         let hash = self.hash(process, tid, flags, frames);
-        let full = self.stacks.len() >= self.options.stacks_max;
+        let full = self.stacks.len() + self.former.len() >= self.options.stacks_max;
+        let begun = |id, again_of| Counted {
+            id,
+            again_of,
+            tgid: header.tgid,
+            tid,
+            count: 0,
+            first: header.ts,
+            last: header.ts,
+        };
         let entry = match self.stacks.entry(hash) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(_) if full => {
@@ -150,24 +200,15 @@ impl Aggregator {
                 let id = StackId(self.next_stack);
                 self.next_stack += 1;
                 entry.insert(Entry {
-                    counted: Counted {
-                        id,
-                        tgid: header.tgid,
-                        tid,
-                        count: 0,
-                        first: header.ts,
-                        last: header.ts,
-                    },
+                    counted: begun(id, None),
                     offered: false,
+                    again: None,
+                    asked: header.ts,
                 })
             }
         };
-        let counted = &mut entry.counted;
-        counted.count += 1;
-        // Rings of different CPUs are drained one after another.
-        counted.first = counted.first.min(header.ts);
-        counted.last = counted.last.max(header.ts);
-        if !entry.offered {
+        let options = &self.options;
+        let raw = |id| {
             let collect = |wanted: bool, words: &mut dyn Iterator<Item = u64>| {
                 if wanted {
                     words.collect()
@@ -175,17 +216,38 @@ impl Aggregator {
                     Box::default()
                 }
             };
-            entry.offered = self.symbolizer.offer(Box::new(RawStack {
-                id: counted.id,
+            Box::new(RawStack {
+                id,
                 process,
                 tgid: header.tgid,
                 tid,
                 flags,
-                kernel: collect(self.options.kernel, &mut frames.kernel()),
-                user: collect(self.options.native, &mut frames.user()),
+                kernel: collect(options.kernel, &mut frames.kernel()),
+                user: collect(options.native, &mut frames.user()),
                 python: frames.python().collect(),
-            }));
+            })
+        };
+        if !entry.offered {
+            entry.offered = self.symbolizer.offer(raw(entry.counted.id));
+        } else if header.ts.saturating_sub(entry.asked) >= ASK_AFTER && sample.python > 0 {
+            entry.settle(&self.symbolizer, &mut self.former);
+            if entry.again.is_some() {
+                // It is still being named.
+                entry.asked = header.ts;
+            } else if !full && self.allowance.take(header.ts) {
+                let id = StackId(self.next_stack);
+                if self.symbolizer.offer(raw(id)) {
+                    self.next_stack += 1;
+                    entry.again = Some(begun(id, Some(entry.counted.id)));
+                }
+                entry.asked = header.ts;
+            }
         }
+        let counted = entry.again.as_mut().unwrap_or(&mut entry.counted);
+        counted.count += 1;
+        // Rings of different CPUs are drained one after another.
+        counted.first = counted.first.min(header.ts);
+        counted.last = counted.last.max(header.ts);
         Some(counted.id)
     }
 
@@ -201,11 +263,11 @@ impl Aggregator {
 
     /// Takes what was counted since the last time, and begins anew.
     pub fn take(&mut self) -> Counts {
-        let mut stacks: Vec<Counted> = self
-            .stacks
-            .drain()
-            .map(|(_, entry)| entry.counted)
-            .collect();
+        let mut stacks = std::mem::take(&mut self.former);
+        let known = self.stacks.drain();
+        stacks.extend(
+            known.flat_map(|(_, entry)| [Some(entry.counted), entry.again].into_iter().flatten()),
+        );
         stacks.sort_unstable_by_key(|counted| counted.id);
         Counts {
             stacks,
@@ -249,6 +311,36 @@ impl Aggregator {
             }
         }
         hasher.finish()
+    }
+}
+
+impl Entry {
+    /// Looks at the names that the stack was given again: samples since then are its own, or another's.
+    fn settle(&mut self, symbolizer: &Client, former: &mut Vec<Counted>) {
+        let Some(again) = self.again else {
+            return;
+        };
+        match symbolizer.settle(self.counted.id, again.id) {
+            None => return,
+            Some(true) => self.counted.add(&again),
+            Some(false) => {
+                former.push(self.counted);
+                self.counted = Counted {
+                    again_of: None,
+                    ..again
+                };
+            }
+        }
+        self.again = None;
+    }
+}
+
+impl Counted {
+    /// Adds what was counted of the same stack.
+    fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.first = self.first.min(other.first);
+        self.last = self.last.max(other.last);
     }
 }
 
@@ -490,6 +582,93 @@ mod tests {
         }
         assert_eq!(names(&profile(&mut aggregator, &client)), []);
         assert_eq!(client.stats().get(Reason::Late), 0);
+    }
+
+    /// Names code by what there is at its address now.
+    struct Reused(std::sync::Arc<std::sync::atomic::AtomicU32>);
+
+    impl PythonFrames for Reused {
+        fn resolve(
+            &mut self,
+            _tgid: u32,
+            frames: &[PyFrame],
+            found: &mut Vec<Option<PythonLocation>>,
+        ) {
+            let life = self.0.load(std::sync::atomic::Ordering::SeqCst);
+            found.extend(frames.iter().map(|_| {
+                (life != 9).then(|| PythonLocation {
+                    name: format!("life{life}").into(),
+                    file: "a.py".into(),
+                    line: 1,
+                    first_line: 1,
+                })
+            }));
+        }
+
+        fn process_ended(&mut self, _tgid: u32) {}
+    }
+
+    /// When other code takes the addresses of a stack that goes on being sampled, samples count under its name,
+    /// about a second later; while they are the same, or cannot be told any more, they go on counting as one.
+    #[test]
+    fn a_stack_is_named_again_while_it_is_sampled() {
+        let life = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(1));
+        let resolver = Box::new(Reused(life.clone()));
+        let (client, _) = symbolize::spawn(Limits::default(), resolver).unwrap();
+        let mut aggregator = Aggregator::new(Options::default(), client.clone());
+        // Ten samples a second.
+        let lives = [1, 1, 1, 2, 2, 2, 9, 9, 3, 3];
+        for tick in 0..100u64 {
+            life.store(
+                lives[tick as usize / 10],
+                std::sync::atomic::Ordering::SeqCst,
+            );
+            let raw = Raw {
+                ts: tick * ASK_AFTER / 10,
+                ..python(1, &[(1, 1)])
+            };
+            feed(&mut aggregator, &raw);
+            client.flush(Duration::from_secs(10));
+        }
+        assert!(aggregator.former.len() <= 2);
+        let profile = profile(&mut aggregator, &client);
+        assert_eq!(
+            names(&profile),
+            [
+                (vec!["life1"], 30),
+                (vec!["life2"], 50),
+                (vec!["life3"], 20)
+            ]
+        );
+        assert_eq!(client.take(StackId(u64::MAX)).len(), 0);
+    }
+
+    /// However many stacks are sampled, so many a second are named again, and with a full table none.
+    #[test]
+    fn naming_again_is_bounded() {
+        for (stacks_max, asked) in [(10_000, ASK_MOST as usize), (1000, 0)] {
+            let (mut aggregator, client) = aggregator(Options {
+                stacks_max,
+                ..Options::default()
+            });
+            for second in [0, 1] {
+                for line in 0..1000 {
+                    let raw = Raw {
+                        ts: 5 + second * ASK_AFTER,
+                        ..python(1, &[(1, line)])
+                    };
+                    feed(&mut aggregator, &raw);
+                    client.flush(Duration::from_secs(10));
+                }
+            }
+            let again = aggregator
+                .stacks
+                .values()
+                .filter(|entry| entry.again.is_some());
+            assert_eq!(again.count(), asked);
+            let profile = profile(&mut aggregator, &client);
+            assert_eq!((profile.samples.len(), profile.total()), (1000, 2000));
+        }
     }
 
     /// Only threads with the GIL count where only they are asked for; a cut stack says that it is cut;

@@ -5,9 +5,9 @@
 //! calls them. Each loop stands for the Python frames that it was running, and is replaced by them.
 //!
 //! Which those are is certain where the Python stack says where each loop began, and has as many loops
-//! as the native one: from CPython 3.12 on the interpreter keeps a frame of its own there; up to 3.10
-//! each Python frame has its loop. Otherwise (3.11, or a stack that was cut) the order of calls would
-//! be a guess, so none is made: the Python frames stay together, the native frames between the
+//! as the native one: from CPython 3.12 on the interpreter keeps a frame of its own there, in 3.11 it marks the
+//! frame that a loop began with, and up to 3.10 each Python frame has its loop. Otherwise (the two do not
+//! agree, or a stack was cut) the order of calls would be a guess, so none is made: the Python frames stay together, the native frames between the
 //! outermost and the innermost loop are left out, and those outside them stand where they certainly
 //! are.
 

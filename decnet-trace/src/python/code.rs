@@ -1,8 +1,9 @@
 //! Code objects: what function a frame runs, in which file, on which line.
 
-use std::sync::Arc;
+use std::{hash::Hasher as _, sync::Arc};
 
 use decnet_trace_common::event::PyFrame;
+use rustc_hash::FxHasher;
 
 use super::{
     layout::Layout,
@@ -15,15 +16,22 @@ use crate::symbolize::PythonLocation;
 /// The most bytes of a code object's header that any version has.
 pub(super) const HEADER_MAX: usize = 256;
 
-/// The longest line table that is read, in bytes.
+/// The longest line table that is read, in bytes. Code with a longer one keeps its name, and has no lines.
 const LINE_TABLE_MAX: u64 = 1 << 20;
+
+/// How many pieces of content tell code objects apart that have no version.
+pub(super) const PIECES: usize = 3;
+
+/// The most bytes of such a piece.
+pub(super) const PIECE_MAX: usize = 64;
 
 /// `CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR`: its frames outlive a suspension, and while one
 /// of them runs, another frame always runs it.
 pub(super) const CO_SUSPENDABLE: u32 = 0x20 | 0x80 | 0x200;
 
 /// What identifies a code object beyond its address: some fields, all of which a new object at the
-/// same address would have to share to be taken for the old one.
+/// same address would have to share to be taken for the old one. A program that makes code in a loop gets
+/// the same blocks of memory again and again; so something of the content is among them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fingerprint {
     filename: u64,
@@ -32,6 +40,40 @@ pub(super) struct Fingerprint {
     first_line: u32,
     flags: u32,
     argcount: u32,
+    /// `co_version`, which is another one for each object; else a hash of [`Fingerprint::pieces`].
+    content: u64,
+}
+
+impl Fingerprint {
+    /// Whether the header says nothing of the content.
+    pub(super) const fn lacks_content(&self) -> bool {
+        self.content == 0
+    }
+
+    /// The addresses and lengths of what then tells of it: of the name and the file, the length, the hash and,
+    /// where they are ASCII, the first characters; of the line table, the length and the first bytes. All
+    /// of it lies in the blocks of memory that the shortest objects of these types take.
+    pub(super) fn pieces(&self, layout: &Layout) -> [(u64, usize); PIECES] {
+        let piece = |object: u64, start: u32, data: u32| {
+            // The allocator rounds up to 16 bytes, and each has a last byte of 0.
+            let end = (data + 1).next_multiple_of(16);
+            let size = (end.saturating_sub(start) as usize).min(PIECE_MAX);
+            (object.wrapping_add(u64::from(start)), size)
+        };
+        let string = |object| piece(object, layout.unicode_length, layout.unicode_ascii_data);
+        [
+            string(self.name),
+            string(self.filename),
+            piece(self.line_table, layout.object_var_size, layout.bytes_data),
+        ]
+    }
+
+    /// Notes what the pieces hold.
+    pub(super) fn set_content<'a>(&mut self, pieces: impl Iterator<Item = &'a [u8]>) {
+        let mut hasher = FxHasher::default();
+        pieces.for_each(|piece| hasher.write(piece));
+        self.content = hasher.finish();
+    }
 }
 
 /// The header of a code object: its bytes before the instructions.
@@ -81,6 +123,10 @@ impl<'a> Header<'a> {
             first_line: self.int(self.layout.code_firstlineno)?,
             flags: self.int(self.layout.code_flags)?,
             argcount: self.int(self.layout.code_argcount)?,
+            content: match Layout::get(self.layout.code_version) {
+                Some(_) => u64::from(self.int(self.layout.code_version)?),
+                None => 0,
+            },
         })
     }
 }
@@ -93,7 +139,8 @@ pub(super) struct Code {
     name: Arc<str>,
     /// `co_filename`
     file: Arc<str>,
-    line_table: Box<[u8]>,
+    /// `None` where it is too long.
+    line_table: Option<Box<[u8]>>,
 }
 
 impl Code {
@@ -106,10 +153,18 @@ impl Code {
             fingerprint,
             name: objects.string(fingerprint.name)?.into(),
             file: objects.string(fingerprint.filename)?.into(),
-            line_table: objects
-                .bytes(fingerprint.line_table, LINE_TABLE_MAX)?
-                .into(),
+            line_table: match objects.bytes(fingerprint.line_table, LINE_TABLE_MAX) {
+                Ok(table) => Some(table.into()),
+                Err(ObjectError::TooLong) => None,
+                Err(error) => return Err(error),
+            },
         })
+    }
+
+    /// How much memory it takes, in bytes, about.
+    pub(super) fn size(&self) -> usize {
+        let table = self.line_table.as_ref().map_or(0, |table| table.len());
+        size_of::<Self>() + self.name.len() + self.file.len() + table
     }
 
     /// Where a frame of this code is.
@@ -127,6 +182,9 @@ impl Code {
     /// As in CPython's `PyFrame_GetLineNumber`, the instruction is the one that runs (or, in 3.11 and
     /// 3.12, the last unit of it), so the line is that of a call while the call lasts.
     fn line(&self, layout: &Layout, frame: PyFrame) -> u32 {
+        let Some(line_table) = &self.line_table else {
+            return 0;
+        };
         let minor = layout.minor();
         let offset = match Layout::get(layout.code_instructions) {
             Some(instructions) => frame
@@ -141,7 +199,7 @@ impl Code {
         };
         match u32::try_from(offset) {
             Ok(offset) => {
-                Format::of_minor(minor).line(&self.line_table, self.fingerprint.first_line, offset)
+                Format::of_minor(minor).line(line_table, self.fingerprint.first_line, offset)
             }
             // Before the first instruction: the frame is being set up.
             Err(_) if offset < 0 => self.fingerprint.first_line,
@@ -156,7 +214,16 @@ impl Code {
             fingerprint: Fingerprint::default(),
             name: "".into(),
             file: "".into(),
-            line_table: Box::default(),
+            line_table: Some(Box::default()),
+        }
+    }
+
+    /// One with a line table of so many bytes.
+    #[cfg(test)]
+    pub(super) fn with_table(bytes: usize) -> Self {
+        Self {
+            line_table: Some(vec![0; bytes].into()),
+            ..Self::empty()
         }
     }
 }
@@ -164,7 +231,7 @@ impl Code {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may panic")]
-    use super::*;
+    use super::{super::memory::tests::Image, *};
 
     /// Until 3.10 the instruction is an `int`: -1 is a frame that has not begun, in the four bytes
     /// that the kernel side hands over as in eight.
@@ -186,5 +253,62 @@ mod tests {
             instr: 0x1000,
         };
         assert_eq!(code.line(Layout::of_minor(11).unwrap(), frame), 7);
+    }
+
+    /// A code object whose line table is too long keeps its name and its first line, and has no line; one
+    /// whose strings are none is not read.
+    #[test]
+    fn long_tables_cost_the_lines_alone() {
+        let layout = Layout::of_minor(12).unwrap();
+        let mut bytes = vec![0u8; 0x100];
+        let mut set = |at: usize, value: u64| {
+            bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        };
+        // A string "f", and a table that is longer than any that is read.
+        set(layout.unicode_length as usize, 1);
+        let state = layout.unicode_compact_mask
+            | layout.unicode_ascii_mask
+            | 1 << layout.unicode_kind_mask.trailing_zeros();
+        set(layout.unicode_state as usize, u64::from(state));
+        set(layout.unicode_ascii_data as usize, u64::from(b'f'));
+        set(0x80 + layout.object_var_size as usize, LINE_TABLE_MAX + 1);
+        let memory = Image(vec![(0x1000, bytes)]);
+        let objects = Objects {
+            memory: &memory,
+            layout,
+        };
+        let fingerprint = Fingerprint {
+            name: 0x1000,
+            filename: 0x1000,
+            line_table: 0x1080,
+            first_line: 7,
+            ..Fingerprint::default()
+        };
+        let code = Code::read(&objects, fingerprint).unwrap();
+        let frame = PyFrame {
+            code: 0x5000,
+            instr: 0x5100,
+        };
+        let found = code.location(layout, frame);
+        assert_eq!((&*found.name, found.line, found.first_line), ("f", 0, 7));
+        let garbage = Fingerprint {
+            name: 0x1080,
+            ..fingerprint
+        };
+        assert!(Code::read(&objects, garbage).is_err());
+    }
+
+    /// What is read of the content lies within the blocks of the shortest objects, in every version.
+    #[test]
+    fn pieces_are_short() {
+        for minor in 8..=15 {
+            let layout = Layout::of_minor(minor).unwrap();
+            let pieces = Fingerprint::default().pieces(layout);
+            for (start, size) in pieces {
+                assert_eq!(start, 16, "3.{minor}");
+                assert!(size >= 24 && size <= PIECE_MAX, "3.{minor}: {size}");
+                assert_eq!((start as usize + size) % 16, 0, "3.{minor}");
+            }
+        }
     }
 }

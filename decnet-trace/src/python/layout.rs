@@ -125,6 +125,8 @@ layout! {
     code_qualname,
     /// `co_lnotab` (until 3.9) or `co_linetable`
     code_linetable,
+    /// `co_version`: another one for each code object of an interpreter, 0 when they are used up (3.12 on)
+    code_version,
     /// `co_code_adaptive` (3.11 on)
     code_instructions,
     /// `ob_type`

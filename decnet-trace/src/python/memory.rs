@@ -67,12 +67,11 @@ impl ProcessMemory {
 }
 
 impl ProcessMemory {
-    /// Reads `size` bytes at each of `addresses`, at most [`Self::ADDRESSES_MAX`], into `buffer`,
-    /// `stride` bytes apart, by one system call. An error leaves `buffer` undefined.
+    /// Reads `pieces`, each an address and a number of bytes, at most [`Self::PIECES_MAX`] of them, into
+    /// `buffer`, `stride` bytes apart, by one system call. An error leaves `buffer` undefined.
     pub(super) fn read_all(
         &self,
-        addresses: impl Iterator<Item = u64>,
-        size: usize,
+        pieces: impl Iterator<Item = (u64, usize)>,
         stride: usize,
         buffer: &mut [u8],
     ) -> Result<(), ReadError> {
@@ -80,14 +79,14 @@ impl ProcessMemory {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
         };
-        let mut local = [NOTHING; Self::ADDRESSES_MAX];
-        let mut remote = [NOTHING; Self::ADDRESSES_MAX];
+        let mut local = [NOTHING; Self::PIECES_MAX];
+        let mut remote = [NOTHING; Self::PIECES_MAX];
         let mut count = 0;
         let mut chunks = buffer.chunks_exact_mut(stride);
-        for address in addresses {
+        for (address, size) in pieces {
             let chunk = chunks.next().and_then(|chunk| chunk.get_mut(..size));
             let (Some(chunk), Ok(base), true) =
-                (chunk, usize::try_from(address), count < Self::ADDRESSES_MAX)
+                (chunk, usize::try_from(address), count < Self::PIECES_MAX)
             else {
                 return Err(ReadError::Unmapped(address));
             };
@@ -107,8 +106,8 @@ impl ProcessMemory {
         self.read_vectors(&local[..count], &remote[..count])
     }
 
-    /// The most addresses that [`Self::read_all`] takes.
-    const ADDRESSES_MAX: usize = decnet_trace_common::limits::PYTHON_FRAMES_MAX;
+    /// The most that [`Self::read_all`] takes.
+    pub(super) const PIECES_MAX: usize = decnet_trace_common::limits::PYTHON_FRAMES_MAX;
 
     /// Fills `local` from `remote`, entirely or not at all. `local` must describe memory that is
     /// exclusively borrowed by the caller.

@@ -20,6 +20,9 @@ pub(super) enum ObjectError {
     /// It is not what it should be.
     #[error("what is there is no {0}")]
     Malformed(&'static str),
+    /// It is longer than is read.
+    #[error("it is too long")]
+    TooLong,
 }
 
 /// The objects of a process with this layout.
@@ -78,8 +81,12 @@ impl<M: Memory> Objects<'_, M> {
     /// A `bytes`, where it is at most `max` long.
     pub(super) fn bytes(&self, address: u64, max: u64) -> Result<Vec<u8>, ObjectError> {
         let length = self.pointer(address, self.layout.object_var_size)?;
-        if length > max {
+        // No process has as many bytes.
+        if length >> 48 != 0 {
             return Err(ObjectError::Malformed("bytes"));
+        }
+        if length > max {
+            return Err(ObjectError::TooLong);
         }
         Ok(self.memory.bytes(
             address.wrapping_add(u64::from(self.layout.bytes_data)),

@@ -9,23 +9,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use decnet_trace_common::{event::PyFrame, limits::PYTHON_FRAMES_MAX};
+use decnet_trace_common::event::PyFrame;
 use rustc_hash::FxHashMap;
 
 use super::{
     check::{Inspection, Inspector, PyProcess},
-    code::{Code, HEADER_MAX, Header},
+    code::{Code, Fingerprint, HEADER_MAX, Header, PIECE_MAX, PIECES},
     layout::Layout,
     memory::{Memory, ProcessMemory, ReadError},
     objects::Objects,
 };
 use crate::symbolize::{PythonFrames, PythonLocation};
 
-/// How many code objects are kept, of all processes together: some 10 MiB.
+/// How many code objects are kept, of all processes together: some 10 MiB as a rule,
 const CODES_MAX: usize = 16_384;
+
+/// and with long line tables no more than this, in bytes.
+const CODES_BYTES_MAX: usize = 24 << 20;
 
 /// How many processes are remembered that turned out not to be readable.
 const REFUSED_MAX: usize = 1024;
+
+/// How often a code object is read that changes meanwhile.
+const TRIES: u32 = 4;
 
 /// How long such a process is left alone.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
@@ -66,8 +72,21 @@ pub struct PythonResolver {
     serial: u32,
     codes: Codes,
     counts: ResolverCounts,
-    /// Room for the headers of a stack's code objects.
-    headers: Vec<u8>,
+    /// Room for the headers of a stack's code objects, and for pieces of them,
+    bytes: Vec<u8>,
+    /// and for what they come to.
+    seen: Vec<Seen>,
+}
+
+/// What is at a code object's address now.
+#[derive(Clone, Copy)]
+enum Seen {
+    /// A code object.
+    Code(Fingerprint),
+    /// The process has ended since.
+    Ended,
+    /// Nothing that can be read, or no code object.
+    Nothing,
 }
 
 impl PythonResolver {
@@ -119,11 +138,20 @@ impl PythonResolver {
             found.resize(found.len() + frames.len(), None);
             return;
         };
-        let mut headers = std::mem::take(&mut self.headers);
-        for frames in frames.chunks(PYTHON_FRAMES_MAX) {
-            self.resolve_chunk(&process, tgid, frames, &mut headers, found);
+        let (mut bytes, mut seen) = (
+            std::mem::take(&mut self.bytes),
+            std::mem::take(&mut self.seen),
+        );
+        let memory = ProcessMemory::new(tgid);
+        for frames in frames.chunks(ProcessMemory::PIECES_MAX) {
+            look(&process, &memory, frames, &mut bytes, &mut seen);
+            for (frame, seen) in frames.iter().zip(&seen) {
+                let code = self.code(&process, &memory, frame.code, *seen);
+                self.counts.failed += u64::from(code.is_none() && frame.code != 0);
+                found.push(code.map(|code| code.location(&process.layout, *frame)));
+            }
         }
-        self.headers = headers;
+        (self.bytes, self.seen) = (bytes, seen);
     }
 
     /// The process with this id, inspected if need be.
@@ -149,69 +177,25 @@ impl PythonResolver {
         None
     }
 
-    fn resolve_chunk(
-        &mut self,
-        process: &Process,
-        tgid: u32,
-        frames: &[PyFrame],
-        headers: &mut Vec<u8>,
-        found: &mut Vec<Option<PythonLocation>>,
-    ) {
-        let memory = ProcessMemory::new(tgid);
-        let size = Header::size(&process.layout);
-        let codes = frames
-            .iter()
-            .map(|frame| frame.code)
-            .filter(|code| *code != 0);
-        headers.resize(frames.len() * HEADER_MAX, 0);
-        let whole = memory.read_all(codes, size, HEADER_MAX, headers);
-        let mut chunks = headers.chunks_exact_mut(HEADER_MAX);
-        for frame in frames {
-            let header = match frame.code {
-                0 => None,
-                _ => chunks.next().and_then(|chunk| chunk.get_mut(..size)),
-            };
-            let Some(header) = header else {
-                found.push(None);
-                continue;
-            };
-            let read = match whole {
-                // One of them was unreadable: which, only reading one by one tells.
-                Err(ReadError::Unmapped(_)) => memory.read(frame.code, header),
-                result => result,
-            };
-            let code = self.code(process, &memory, frame.code, read.map(|()| &*header));
-            self.counts.failed += u64::from(code.is_none());
-            found.push(code.map(|code| code.location(&process.layout, *frame)));
-        }
-    }
-
     /// The code object at an address, from the cache where it is still the same.
     fn code(
         &mut self,
         process: &Process,
         memory: &ProcessMemory,
         address: u64,
-        header: Result<&[u8], ReadError>,
+        seen: Seen,
     ) -> Option<Arc<Code>> {
         let key = (process.serial, address);
         let known = self.codes.get(key);
-        let header = match header {
-            Ok(bytes) => Header::new(&process.layout, bytes),
-            // The process has ended since; what its code was, it was to the end.
-            Err(ReadError::Gone) => {
+        let fingerprint = match seen {
+            Seen::Code(fingerprint) => fingerprint,
+            // What its code was, it was to the end.
+            Seen::Ended => {
                 self.counts.hits += u64::from(known.is_some());
                 return known;
             }
-            Err(_) => return None,
+            Seen::Nothing => return None,
         };
-        if process
-            .code_type
-            .is_some_and(|kind| header.kind() != Some(kind))
-        {
-            return None;
-        }
-        let fingerprint = header.fingerprint()?;
         if let Some(known) = &known
             && known.fingerprint == fingerprint
         {
@@ -220,13 +204,132 @@ impl PythonResolver {
         }
         self.counts.misses += 1;
         self.counts.reused += u64::from(known.is_some());
-        let objects = Objects {
-            memory,
-            layout: &process.layout,
-        };
-        let code = Arc::new(Code::read(&objects, fingerprint).ok()?);
+        let code = Arc::new(read_whole(process, memory, address, fingerprint)?);
         self.codes.insert(key, code.clone());
         Some(code)
+    }
+}
+
+/// Reads what a code object leads to, until it is still the same afterwards: else the name may be one object's
+/// and the file the next one's.
+fn read_whole(
+    process: &Process,
+    memory: &ProcessMemory,
+    address: u64,
+    mut fingerprint: Fingerprint,
+) -> Option<Code> {
+    let objects = Objects {
+        memory,
+        layout: &process.layout,
+    };
+    let frame = PyFrame {
+        code: address,
+        instr: 0,
+    };
+    let (mut bytes, mut seen) = (Vec::new(), Vec::new());
+    for _ in 0..TRIES {
+        let code = Code::read(&objects, fingerprint);
+        look(process, memory, &[frame], &mut bytes, &mut seen);
+        match seen.first()? {
+            Seen::Code(now) if *now == fingerprint => return code.ok(),
+            Seen::Code(now) => fingerprint = *now,
+            // What was read was so to the end.
+            Seen::Ended => return code.ok(),
+            Seen::Nothing => return None,
+        }
+    }
+    None
+}
+
+/// Looks at what is at the addresses of frames' code objects now, by one system call for all of them, or two
+/// where they have no versions; `seen` is one for each frame.
+fn look(
+    process: &Process,
+    memory: &ProcessMemory,
+    frames: &[PyFrame],
+    bytes: &mut Vec<u8>,
+    seen: &mut Vec<Seen>,
+) {
+    let size = Header::size(&process.layout);
+    let codes = frames.iter().filter(|frame| frame.code != 0);
+    let headers = codes.map(|frame| (frame.code, size));
+    let mut headers = read_each(memory, headers, HEADER_MAX, bytes);
+    seen.clear();
+    seen.extend(frames.iter().map(|frame| match frame.code {
+        0 => Seen::Nothing,
+        _ => headers.next().map_or(Seen::Nothing, |header| match header {
+            Ok(header) => process.seen(header),
+            Err(error) => unread(error),
+        }),
+    }));
+    drop(headers);
+    for seen in seen.chunks_mut(ProcessMemory::PIECES_MAX / PIECES) {
+        let lacking = |seen: &&mut Seen| matches!(seen, Seen::Code(code) if code.lacks_content());
+        let pieces: Vec<_> = (seen.iter())
+            .filter_map(|seen| match seen {
+                Seen::Code(code) if code.lacks_content() => Some(code.pieces(&process.layout)),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let mut read = read_each(memory, pieces.iter().copied(), PIECE_MAX, bytes);
+        for seen in seen.iter_mut().filter(lacking) {
+            let pieces: [_; PIECES] = std::array::from_fn(|_| read.next());
+            if let Some(error) = pieces
+                .iter()
+                .flatten()
+                .find_map(|piece| piece.as_ref().err())
+            {
+                *seen = unread(*error);
+            } else if let Seen::Code(code) = seen {
+                code.set_content(pieces.into_iter().flatten().flatten());
+            }
+        }
+    }
+}
+
+/// What it means that a code object, or what it leads to, cannot be read.
+const fn unread(error: ReadError) -> Seen {
+    match error {
+        ReadError::Gone => Seen::Ended,
+        ReadError::Denied | ReadError::Unmapped(_) => Seen::Nothing,
+    }
+}
+
+/// Reads pieces of memory, at most [`ProcessMemory::PIECES_MAX`] of at most `stride` bytes, in one go; where that
+/// fails, one by one, for one that is unreadable must not spoil the others.
+fn read_each<'a>(
+    memory: &ProcessMemory,
+    pieces: impl Iterator<Item = (u64, usize)> + Clone + 'a,
+    stride: usize,
+    bytes: &'a mut Vec<u8>,
+) -> impl Iterator<Item = Result<&'a [u8], ReadError>> {
+    bytes.resize(pieces.clone().count() * stride, 0);
+    let whole = memory.read_all(pieces.clone(), stride, bytes);
+    let memory = *memory;
+    pieces
+        .zip(bytes.chunks_exact_mut(stride))
+        .map(move |((address, size), chunk)| {
+            let chunk = &mut chunk[..size.min(stride)];
+            let read = match whole {
+                Err(ReadError::Unmapped(_)) => memory.read(address, chunk),
+                result => result,
+            };
+            read.map(|()| &*chunk)
+        })
+}
+
+impl Process {
+    /// What a header says.
+    fn seen(&self, header: &[u8]) -> Seen {
+        let header = Header::new(&self.layout, header);
+        let is_code = self
+            .code_type
+            .is_none_or(|kind| header.kind() == Some(kind));
+        match header.fingerprint() {
+            Some(fingerprint) if is_code => Seen::Code(fingerprint),
+            _ => Seen::Nothing,
+        }
     }
 }
 
@@ -241,10 +344,12 @@ impl PythonFrames for PythonResolver {
 }
 
 /// The cache, in two generations: what was used since the last turn, and before. At a turn the older
-/// one is dropped, so that of the recently used at most [`CODES_MAX`] are kept.
+/// one is dropped, so that of the recently used at most [`CODES_MAX`] of [`CODES_BYTES_MAX`] are kept.
 #[derive(Default)]
 struct Codes {
     young: FxHashMap<Key, Arc<Code>>,
+    /// At least what the young ones take.
+    young_bytes: usize,
     old: FxHashMap<Key, Arc<Code>>,
 }
 
@@ -259,9 +364,12 @@ impl Codes {
     }
 
     fn insert(&mut self, key: Key, code: Arc<Code>) {
-        if self.young.len() >= CODES_MAX / 2 {
+        let size = code.size();
+        if self.young.len() >= CODES_MAX / 2 || self.young_bytes + size > CODES_BYTES_MAX / 2 {
             self.old = std::mem::take(&mut self.young);
+            self.young_bytes = 0;
         }
+        self.young_bytes += size;
         self.young.insert(key, code);
     }
 }
@@ -282,6 +390,19 @@ mod tests {
             assert!(codes.young.len() + codes.old.len() <= CODES_MAX);
         }
         assert!(codes.get((0, 1)).is_none());
+    }
+
+    /// So is its memory: few long line tables take the room of many short ones.
+    #[test]
+    fn cache_is_bounded_in_bytes() {
+        let mut codes = Codes::default();
+        let code = Arc::new(Code::with_table(1 << 20));
+        for address in 0..100 {
+            codes.insert((0, address), code.clone());
+            let kept = codes.young.values().chain(codes.old.values());
+            assert!(kept.map(|code| code.size()).sum::<usize>() <= CODES_BYTES_MAX);
+        }
+        assert!(codes.get((0, 99)).is_some() && codes.get((0, 95)).is_some());
     }
 
     /// Of a process that is none, and of one that is no Python, every frame is unknown, and the

@@ -77,6 +77,19 @@ pub struct Stack {
     pub frames: Arc<[Arc<Frame>]>,
 }
 
+impl Stack {
+    /// Whether this is the other stack still, named again. Code that has died since it was sampled, and could
+    /// not be named, does not make it another.
+    pub fn is_again(&self, earlier: &Self) -> bool {
+        let is_unknown =
+            |frame: &Arc<Frame>| frame.kind == FrameKind::Python && &*frame.name == UNKNOWN;
+        self.frames == earlier.frames || self.frames.iter().any(is_unknown)
+    }
+}
+
+/// The name of a Python function that could not be read.
+const UNKNOWN: &str = "[unknown]";
+
 /// Sizes of what is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -164,6 +177,21 @@ impl Client {
     /// A stack that has been named and not been taken.
     pub fn stack(&self, id: StackId) -> Option<Arc<Stack>> {
         lock(&self.table).stacks.get(&id).cloned()
+    }
+
+    /// Whether a stack that was named again is the earlier one still, and then off the table; `None` while it is
+    /// not named.
+    pub fn settle(&self, earlier: StackId, again: StackId) -> Option<bool> {
+        let mut table = lock(&self.table);
+        let named = table.stacks.get(&again)?;
+        let is_same = table
+            .stacks
+            .get(&earlier)
+            .is_some_and(|earlier| named.is_again(earlier));
+        if is_same {
+            table.stacks.remove(&again);
+        }
+        Some(is_same)
     }
 
     /// Takes the stacks before `end` off the table; of those not named yet, nothing is kept.
@@ -350,7 +378,7 @@ impl Worker {
                 },
                 None => {
                     self.stats.add(Reason::PythonUnknown);
-                    Frame::marker(FrameKind::Python, "[unknown]")
+                    Frame::marker(FrameKind::Python, UNKNOWN)
                 }
             };
             stack.frames.push(self.interner.intern(frame));

@@ -142,6 +142,36 @@ fn addresses_are_used_again() {
     }
 }
 
+/// So is one that has nothing else of its own but the characters of its name, at the address where the last
+/// one's were.
+#[test]
+fn names_are_told_by_their_characters() {
+    for interpreter in interpreter::all() {
+        let mut running = interpreters::start(&interpreter, "lives.py", &["alike"]);
+        assert!(running.json().is_null());
+        let process = running.process();
+        let mut resolver = PythonResolver::new();
+        resolver.add(&process);
+        let mut numbers = Vec::new();
+        let start = Instant::now();
+        while numbers.len() < 200 && start.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_micros(700));
+            let read = stacks(&process, &mut resolver).unwrap();
+            let stack = &read[0];
+            let Some(Some(frame)) = stack.frames.first().filter(|_| stack.consistent) else {
+                continue;
+            };
+            let number = frame.name.strip_prefix('f').map(str::parse::<u64>);
+            if let Some(Ok(number)) = number {
+                numbers.push(number);
+            }
+        }
+        assert!(numbers.is_sorted(), "{}: {numbers:?}", running.name());
+        numbers.dedup();
+        assert!(numbers.len() > 20, "{}: {numbers:?}", running.name());
+    }
+}
+
 /// A frame of an address that holds no code object is unknown, and spoils none of its stack.
 #[test]
 fn what_is_no_code_is_unknown() {

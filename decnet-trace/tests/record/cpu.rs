@@ -14,8 +14,9 @@ use tempfile::TempDir;
 use xtask::bed::{interpreter::Interpreter, venv::default_python};
 
 use super::support::{
-    AGENT, RATE, Recorder, Running, Stacks, alone, assert_share, can_run, folded, long, on_each,
-    program, py_spy, record, reported, reported_at_once, said, stacks, system, total, with,
+    AGENT, RATE, Recorder, Running, Stacks, alone, assert_share, can_run, folded, long,
+    name as called, on_each, program, py_spy, record, reported, reported_at_once, said, stacks,
+    system, total, with,
 };
 
 /// On every CPython, the shares of two functions are those of the work that they do, every stack is one
@@ -77,10 +78,64 @@ fn deep_recursion_is_marked() {
         assert!(total(&stacks) > 100);
         for (frames, count) in &stacks {
             assert_eq!(frames[0], "[truncated]", "{count} × {frames:?}");
-            assert!(frames.len() > 128, "{} frames", frames.len());
+            assert!(frames.len() >= 256, "{} frames", frames.len());
             let (last, dives) = frames[1..].split_last().unwrap();
             assert!(last.starts_with("spin ("), "{last}");
             assert!(dives.iter().all(|frame| frame.starts_with("dive (")));
+        }
+    });
+}
+
+/// Of calls that all go through C, by turns through `sorted` and `functools.partial`, 128 frames are seen whole on every
+/// CPython, also where the interpreter has frames of its own between them; by time as on the CPU.
+#[test]
+fn deep_calls_through_c_are_whole() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    on_each(|python| {
+        let name = python.name();
+        let running = Running::start(python, "through_c.py", &["126"]);
+        let pid = running.pid();
+        let cpu = ["-p", &pid, "-d", "1", "-r", "199"];
+        let wall = [&cpu[..], &["--wall"]].concat();
+        for (stacks, report) in reported_at_once([&cpu, &wall]) {
+            assert!(total(&stacks) > 20, "{name}: {report}");
+            let whole = stacks.keys().filter(|frames| frames.len() == 128);
+            assert!(whole.count() > 0, "{name}: {stacks:?}");
+            for frames in stacks.keys().filter(|frames| frames.len() > 1) {
+                let names: Vec<_> = frames.iter().map(|frame| called(frame)).collect();
+                assert_eq!(names[0], "<module>", "{name}: {report}");
+                assert_eq!(names.last(), Some(&"spin"), "{name}: {names:?}");
+                assert!(names[1..127].iter().all(|name| *name == "dive"), "{name}");
+            }
+        }
+    });
+}
+
+/// Code that takes the address of other code while it is recorded counts under its own name.
+#[test]
+fn reused_addresses_count_under_their_own_names() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    on_each(|python| {
+        let name = python.name();
+        let mut running = Running::start(python, "reuse.py", &["3", "2.5"]);
+        let recorder = Recorder::start(&["-p", &running.pid()]);
+        running.stdin.write_all(b"go\n").unwrap();
+        let (stacks, report) = recorder.finish();
+        let all = total(&stacks);
+        assert!(all > 500, "{name}: {report}");
+        for function in ["w000000", "w000001", "w000002"] {
+            // What changes is noticed about a second late.
+            let seen = 7.5 * with(&stacks, function) as f64 / all as f64;
+            assert!(
+                (seen - 2.5).abs() < 1.4,
+                "{name}: {function} for {seen:.1} s: {report}"
+            );
         }
     });
 }

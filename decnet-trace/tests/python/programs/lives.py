@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+import types
 
 
 def in_child():
@@ -69,4 +70,23 @@ def reuse():
         del scope[name]
 
 
-{"fork": fork, "churn": churn, "sub": sub, "reuse": reuse}[sys.argv[1]]()
+def base():
+    time.sleep(0.001)
+
+
+def alike():
+    """The same, and their names take each other's addresses; all else of them is the same."""
+    print("null", flush=True)
+    number = 0
+    while True:
+        number += 1
+        name = "f%09d" % number
+        names = {"co_name": name}
+        if hasattr(base.__code__, "co_qualname"):
+            names["co_qualname"] = name
+        code = base.__code__.replace(**names)
+        types.FunctionType(code, globals())()
+        del name, names, code
+
+
+{"fork": fork, "churn": churn, "sub": sub, "reuse": reuse, "alike": alike}[sys.argv[1]]()
