@@ -6,12 +6,16 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::process::CommandExt as _,
     process::{Command, Stdio},
+    thread,
     time::Duration,
 };
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use xtask::bed::{interpreter::Interpreter, venv::default_python};
+use xtask::bed::{
+    interpreter::{self, Interpreter},
+    venv::default_python,
+};
 
 use super::support::{
     AGENT, RATE, Recorder, Running, Stacks, alone, assert_share, can_run, folded, long,
@@ -121,7 +125,9 @@ fn reused_addresses_count_under_their_own_names() {
         return;
     }
     let _alone = alone();
-    on_each(|python| {
+    // With versions in code objects, and without.
+    let pythons = [interpreter::pyenv("3.13"), system()];
+    let record = |python: &Interpreter| {
         let name = python.name();
         let mut running = Running::start(python, "reuse.py", &["3", "2.5"]);
         let recorder = Recorder::start(&["-p", &running.pid()]);
@@ -136,6 +142,11 @@ fn reused_addresses_count_under_their_own_names() {
                 (seen - 2.5).abs() < 1.4,
                 "{name}: {function} for {seen:.1} s: {report}"
             );
+        }
+    };
+    thread::scope(|scope| {
+        for python in pythons.iter().flatten() {
+            scope.spawn(|| record(python));
         }
     });
 }
@@ -265,7 +276,7 @@ fn ends_with_its_target() {
     };
     let mut running = Running::start(&python, "mix.py", &["60"]);
     let recorder = Recorder::start(&["-p", &running.pid()]);
-    std::thread::sleep(Duration::from_secs(1));
+    thread::sleep(Duration::from_secs(1));
     running.child.kill().unwrap();
     let (stacks, _) = recorder.finish();
     assert!(with(&stacks, "heavy") > 100, "{stacks:?}");
@@ -295,7 +306,7 @@ fn interrupt_and_hangup_write_the_profile() {
         let mut stdout = BufReader::new(recorder.stdout.take().unwrap());
         stdout.read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        std::thread::sleep(Duration::from_secs(1));
+        thread::sleep(Duration::from_secs(1));
         // As a terminal does it: to all of the foreground.
         let group = rustix::process::Pid::from_child(&recorder);
         rustix::process::kill_process_group(group, signal).unwrap();
