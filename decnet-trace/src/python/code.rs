@@ -306,7 +306,7 @@ mod tests {
             let pieces = Fingerprint::default().pieces(layout);
             for (start, size) in pieces {
                 assert_eq!(start, 16, "3.{minor}");
-                assert!(size >= 24 && size <= PIECE_MAX, "3.{minor}: {size}");
+                assert!((24..=PIECE_MAX).contains(&size), "3.{minor}: {size}");
                 assert_eq!((start as usize + size) % 16, 0, "3.{minor}");
             }
         }

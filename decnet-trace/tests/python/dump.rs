@@ -54,7 +54,7 @@ fn threads() {
         for (tid, frames) in told {
             let thread = threads
                 .iter()
-                .find(|thread| thread["tid"].to_string() == *tid)
+                .find(|thread| thread["tid"].as_u64() == tid.parse().ok())
                 .unwrap_or_else(|| panic!("{name}: no thread {tid}: {read}"));
             let found = thread["frames"].as_array().unwrap();
             let found: Vec<_> = found.iter().map(place).collect();
