@@ -12,6 +12,9 @@ const TEXTS: usize = 512;
 /// How many addresses are kept.
 const ADDRESSES: usize = 256;
 
+/// How many texts are kept with what is shown of them.
+const SHOWN: usize = 128;
+
 /// The longest text that a [`SmolStr`] holds in itself, in bytes.
 const SHORT: usize = 23;
 
@@ -72,6 +75,37 @@ impl Addresses {
     }
 }
 
+/// What is shown of texts, likewise.
+#[derive(Debug)]
+pub struct Shown(Box<[(SmolStr, SmolStr)]>);
+
+impl Default for Shown {
+    fn default() -> Self {
+        Self(vec![<(SmolStr, SmolStr)>::default(); SHOWN].into())
+    }
+}
+
+impl Shown {
+    /// What `make` makes of the text, or has made of it before.
+    pub fn get(&mut self, text: &SmolStr, make: impl FnOnce(&SmolStr) -> SmolStr) -> SmolStr {
+        if text.is_empty() {
+            return make(text);
+        }
+        let mut hasher = FxHasher::default();
+        hasher.write(text.as_bytes());
+        let kept = &mut self.0[place(&hasher, SHOWN)];
+        if kept.0 != *text {
+            *kept = (text.clone(), make(text));
+        }
+        kept.1.clone()
+    }
+
+    /// Forgets all: texts are shown otherwise from now on.
+    pub fn clear(&mut self) {
+        self.0.fill(Default::default());
+    }
+}
+
 /// A text that may be one of the program's own, without a copy of those.
 pub fn of(text: Cow<'static, str>) -> SmolStr {
     match text {
@@ -129,6 +163,29 @@ mod tests {
         addresses.clear();
         assert_eq!(addresses.get(address, |_| "other".into()), "other");
         assert_eq!(made, 1);
+    }
+
+    /// What is shown of a text is made once, until all is forgotten; texts in the same place do not share it.
+    #[test]
+    fn shown_once() {
+        let mut shown = Shown::default();
+        let mut made = 0;
+        let mut get = |shown: &mut Shown, text: &str| {
+            shown.get(&text.into(), |text| {
+                made += 1;
+                text.to_uppercase().into()
+            })
+        };
+        for _ in 0..3 {
+            assert_eq!(get(&mut shown, "curl"), "CURL");
+        }
+        shown.clear();
+        assert_eq!(get(&mut shown, "curl"), "CURL");
+        for n in 0..4 * SHOWN {
+            assert_eq!(get(&mut shown, &format!("c{n}")), format!("C{n}"));
+        }
+        assert_eq!(get(&mut shown, ""), "");
+        assert_eq!(made, 2 + 4 * SHOWN + 1);
     }
 
     proptest! {

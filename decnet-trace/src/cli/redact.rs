@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     config::Loader,
     error::{Error, Exit, Result},
-    policy::{Redactor, rules::Place},
+    policy::{Redactor, check_header, rules::Place},
 };
 
 /// The longest line that is read, in bytes.
@@ -19,11 +19,12 @@ const LINE_MAX: u64 = 1 << 20;
 /// Show what redaction leaves of a sample: a line in, a line out.
 ///
 /// Reads lines from the standard input, and prints them as they would leave the agent: URLs and paths,
-/// or what --as says.
+/// what --as says, or values of the header that --header names.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
         awk '{print $7}' access.log | decnet-trace redact --config new.toml\n  \
-        decnet-trace redact --as sql --explain < statements.sql")]
+        decnet-trace redact --as sql --explain < statements.sql\n  \
+        echo 'https://u:p@h/?q=1' | decnet-trace redact --header Referer")]
 pub(super) struct RedactArgs {
     /// The file with the rules [default: /etc/decnet-trace/config.toml, if it is there].
     #[arg(long, value_name = "FILE")]
@@ -36,6 +37,11 @@ pub(super) struct RedactArgs {
     /// The same as --as sql.
     #[arg(long, conflicts_with = "kind")]
     sql: bool,
+
+    /// The lines are values of this header: of Referer and its like URLs, of X-Forwarded-For and its like
+    /// addresses, of others any text.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["kind", "sql"], value_parser = header)]
+    header: Option<String>,
 
     /// Say below each line which of the configuration's rules found what in it.
     #[arg(long)]
@@ -51,6 +57,11 @@ enum Kind {
     Sql,
     /// The User-Agent of a request.
     UserAgent,
+}
+
+/// A header that may be kept.
+fn header(name: &str) -> std::result::Result<String, String> {
+    check_header(name).map(|()| name.to_ascii_lowercase())
 }
 
 impl Kind {
@@ -86,13 +97,18 @@ pub(super) fn run(args: &RedactArgs) -> Result<Exit> {
         }
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end_matches(['\n', '\r']);
-        let shown = match kind {
-            Kind::Url => redactor.url(text),
-            Kind::Sql => redactor.sql(text),
-            Kind::UserAgent => redactor.user_agent(text),
+        let shown = match (&args.header, kind) {
+            (Some(name), _) => redactor.header(name, text),
+            (None, Kind::Url) => redactor.url(text),
+            (None, Kind::Sql) => redactor.sql(text),
+            (None, Kind::UserAgent) => redactor.user_agent(text),
+        };
+        let places = match args.header {
+            Some(_) => [Place::Header].as_slice(),
+            None => kind.places(),
         };
         writeln!(out, "{shown}").map_err(failed)?;
-        for place in kind.places().iter().filter(|_| args.explain) {
+        for place in places.iter().filter(|_| args.explain) {
             for (number, found) in redactor.found(*place, text) {
                 let rule = &loaded.settings.redaction.rules[number - 1];
                 writeln!(

@@ -115,17 +115,15 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// When the sampler's argument is no ratio, or a rate is negative.
+    /// When there is no such sampler.
     pub fn sampling(&self) -> Result<SamplingConfig> {
         let sampling = &self.sampling;
-        let rate = sampling.traces_per_second;
-        if !(rate.is_finite() && rate >= 0.0) {
-            return Err(Error::usage(format_args!(
-                "sampling.traces_per_second is {rate}; give a number above 0, or 0 for all"
-            )));
-        }
+        let rate = sampling.traces_per_second.0;
         Ok(SamplingConfig {
-            sampler: Sampler::parse(sampling.sampler.as_str(), Some(&sampling.sampler_arg))?,
+            sampler: Sampler::parse(
+                sampling.sampler.as_str(),
+                Some(sampling.sampler_arg.as_str()),
+            )?,
             ratio: sampling.sample.0,
             traces_per_second: (rate > 0.0).then_some(rate),
             keep_slow: value::slow(sampling.keep_slow.as_str()).map_err(Error::usage)?,

@@ -16,8 +16,9 @@ use std::collections::BTreeMap;
 use section::{section, sections};
 use serde::{Deserialize, Serialize};
 use value::{
-    Address, ClientAddress, Compression, Glob, Header, HeaderList, KeepSlow, Pattern, Place,
-    Protocol, Ratio, RouteText, Sampler, SignalProtocol, StoreAge, StoreSize, Time,
+    Address, ClientAddress, Compression, Endpoint, Glob, Header, HeaderList, KeepSlow, Pattern,
+    PerSecond, Place, Protocol, Ratio, RouteText, Sampler, SamplerArg, SignalProtocol, StoreAge,
+    StoreSize, Time,
 };
 
 pub use self::{
@@ -87,7 +88,7 @@ section! {
     pub struct Otlp {
         /// The endpoint's URL, as "http://127.0.0.1:4317". Empty: nothing is sent, but for what has an
         /// endpoint of its own.
-        endpoint: String = String::new(),
+        endpoint: Endpoint = Endpoint::default(),
         /// "grpc" or "http/protobuf".
         protocol: Protocol = Protocol::grpc(),
         /// Headers sent with each request: "name=value,name=value", the values percent-encoded.
@@ -116,7 +117,7 @@ section! {
     /// each has these keys, and what is empty is as [otlp] says.
     pub struct OtlpSignal {
         /// The very URL that this is sent to: nothing is added to it.
-        endpoint: String = String::new(),
+        endpoint: Endpoint = Endpoint::default(),
         /// "grpc" or "http/protobuf".
         protocol: SignalProtocol = SignalProtocol::default(),
         /// Headers in place of those in [otlp], and of its headers_file.
@@ -143,11 +144,11 @@ section! {
         /// front to follow the caller's decision. What it drops is gone.
         sampler: Sampler = Sampler::default_one(),
         /// The sampler's ratio, from 0 to 1. Empty: 1.
-        sampler_arg: String = String::new(),
+        sampler_arg: SamplerArg = SamplerArg::default(),
         /// Of traces without an error, keep this share, from 0 to 1.
         sample: Ratio = Ratio::ONE,
         /// Of traces without an error, keep about so many a second, spread evenly over routes. 0: all.
-        traces_per_second: f64 = 0.0,
+        traces_per_second: PerSecond = PerSecond::default(),
         /// Whatever the two above say, keep requests that take longer than so many milliseconds: "500";
         /// "p99": longer than 99 of 100 of the same route. Empty: no such rule.
         keep_slow: KeepSlow = KeepSlow::default(),
@@ -198,12 +199,12 @@ section! {
 }
 
 section! {
-    /// What is masked before anything leaves the agent. Credentials in URLs are masked always; bodies are
-    /// never kept, and of headers Host, User-Agent, traceparent and tracestate alone, and those named
-    /// here.
+    /// What is masked before anything leaves the agent. Credentials in URLs and literals in SQL are masked
+    /// always; bodies are never kept, and of headers Host, User-Agent, traceparent and tracestate alone,
+    /// and those named here.
     pub struct Redaction {
         /// Mask what looks like a secret: values of queries; e-mail addresses, card numbers, tokens and
-        /// keys in paths; literals in SQL.
+        /// keys in paths, names of hosts, User-Agent, unknown methods and headers.
         enabled: bool = true,
         /// Names of query parameters whose values are kept all the same: ["page", "sort"].
         query_allow: Vec<String> = Vec::new(),

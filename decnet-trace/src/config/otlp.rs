@@ -57,8 +57,8 @@ fn signal_alone(
     warnings: &mut Vec<String>,
 ) -> Result<OtlpConfig> {
     let mut config = general.clone();
-    if !signal.endpoint.is_empty() {
-        config.endpoint.clone_from(&signal.endpoint);
+    if !signal.endpoint.as_str().is_empty() {
+        config.endpoint = signal.endpoint.as_str().to_owned();
         config.endpoint_is_whole = true;
     }
     if !signal.protocol.as_str().is_empty() {

@@ -82,7 +82,7 @@ fn later_layers_win() {
     let loaded = loader.load(variable).unwrap();
     let settings = &loaded.settings;
     assert_eq!(settings.profile.rate, 9);
-    assert_eq!(settings.otlp.endpoint, "http://otel");
+    assert_eq!(settings.otlp.endpoint.as_str(), "http://otel");
     assert_eq!(settings.otlp.timeout.to_string(), "2500ms");
     assert_eq!(settings.otlp.protocol.as_str(), "http/protobuf");
     let shown = loaded.show(true);
@@ -119,6 +119,7 @@ fn every_key_has_its_variable() {
                     "client_address" => "cut",
                     "metrics_every" => "0s",
                     "sampler" => "traceidratio",
+                    "sampler_arg" => "0.5",
                     "keep_slow" => "p99",
                     "listen" => "127.0.0.1:1",
                     "endpoint" => "http://h",
@@ -155,6 +156,26 @@ fn errors_name_their_place() {
         ),
         ("[targets]\nnames = ['ok', 'a[']\n", ":2:9: "),
         ("[sampling]\nsample = 2\n", ":2:10: 2 is no share"),
+        (
+            "[otlp]\nendpoint = 'ftp://x'\n",
+            ":2:12: OTLP endpoint \"ftp://x\" is no URL of http",
+        ),
+        (
+            "[otlp_logs]\nendpoint = 'nonsense'\n",
+            ":2:12: OTLP endpoint \"nonsense\" has neither",
+        ),
+        (
+            "[sampling]\nsampler = 'traceidratio'\nsampler_arg = '1.5'\n",
+            ":3:15: \"1.5\" is no share",
+        ),
+        (
+            "[sampling]\ntraces_per_second = -1\n",
+            ":2:21: -1 is no rate",
+        ),
+        (
+            "[sampling]\ntraces_per_second = inf\n",
+            ":2:21: inf is no rate",
+        ),
         (
             "[sampling]\nkeep_slow = 'p98'\n",
             ":2:13: \"p98\" is not slow",
@@ -194,6 +215,9 @@ fn errors_name_their_place() {
         ("DECNET_TRACE_PROFILE_RATE", "many"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "lzma"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "nonsense"),
+        ("OTEL_TRACES_SAMPLER_ARG", "most"),
+        ("DECNET_TRACE_SAMPLING_TRACES_PER_SECOND", "-1"),
         ("DECNET_TRACE_ROUTES_LEARN", "maybe"),
     ] {
         let error = load("", &[(name, value)]).unwrap_err();

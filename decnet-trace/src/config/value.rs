@@ -82,6 +82,15 @@ checked! {
 }
 
 checked! {
+    /// The URL that telemetry is sent to; empty: none.
+    Endpoint,
+    |text| match text {
+        "" => Ok(()),
+        text => otlp::OtlpConfig::new(text).check().map_err(|error| error.to_string()),
+    }
+}
+
+checked! {
     /// OTLP's protocol.
     Protocol,
     |text| text.parse::<otlp::Protocol>().map(drop).map_err(|error| error.to_string())
@@ -106,6 +115,15 @@ checked! {
     /// A sampler of OpenTelemetry's.
     Sampler,
     |text| sampling::Sampler::parse(text, None).map(drop).map_err(|error| error.to_string())
+}
+
+checked! {
+    /// The ratio of a sampler; empty: 1.
+    SamplerArg,
+    |text| match text {
+        "" => Ok(()),
+        text => sampling::ratio(text).map(drop).map_err(|error| error.to_string()),
+    }
 }
 
 checked! {
@@ -224,6 +242,30 @@ impl TryFrom<f64> for Ratio {
 impl From<Ratio> for f64 {
     fn from(ratio: Ratio) -> Self {
         ratio.0
+    }
+}
+
+/// So many a second; 0: all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct PerSecond(pub f64);
+
+impl TryFrom<f64> for PerSecond {
+    type Error = String;
+
+    fn try_from(rate: f64) -> Result<Self, String> {
+        match rate.is_finite() && rate >= 0.0 {
+            true => Ok(Self(rate)),
+            false => Err(format!(
+                "{rate} is no rate; give a number above 0, or 0 for all"
+            )),
+        }
+    }
+}
+
+impl From<PerSecond> for f64 {
+    fn from(rate: PerSecond) -> Self {
+        rate.0
     }
 }
 

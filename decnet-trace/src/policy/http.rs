@@ -10,16 +10,17 @@ use smol_str::{SmolStr, ToSmolStr as _, format_smolstr};
 
 use super::{
     Link, PolicyConfig, header,
+    mask::{self, CREDENTIALS},
     redact::{self, TEXT_MAX, cut},
     route::Route,
     rules::Place,
-    segment::{MASK, mask_addresses},
+    segment::{MASK, is_secret},
     target::{Target, host_and_port},
 };
 use crate::{
     correlate::exchange::{End, Ends, Exchange, Role},
     span::{Attribute, Status, Value},
-    text::{Addresses, Texts},
+    text::{Addresses, Shown, Texts},
 };
 
 /// The longest `user_agent.original`, in bytes.
@@ -73,11 +74,16 @@ pub enum Server<'a> {
 
 /// A `User-Agent` as it may be shown.
 pub(super) fn shown_agent<'a>(agent: &'a str, config: &PolicyConfig) -> Cow<'a, str> {
-    let agent = cut(agent, USER_AGENT_MAX);
-    match (config.rules.apply(Place::UserAgent, agent), config.redact) {
-        (ruled, false) => ruled,
-        (Cow::Borrowed(agent), true) => mask_addresses(agent),
-        (Cow::Owned(ruled), true) => Cow::Owned(mask_addresses(&ruled).into_owned()),
+    match config.rules.apply(Place::UserAgent, agent) {
+        Cow::Borrowed(agent) => masked_agent(agent, config),
+        Cow::Owned(ruled) => Cow::Owned(masked_agent(&ruled, config).into_owned()),
+    }
+}
+
+fn masked_agent<'a>(agent: &'a str, config: &PolicyConfig) -> Cow<'a, str> {
+    match config.redact {
+        true => mask::words(mask::whole_words(agent, USER_AGENT_MAX)),
+        false => mask::credentials(cut(agent, USER_AGENT_MAX)),
     }
 }
 
@@ -98,6 +104,8 @@ pub(super) struct Told {
     addresses: Addresses,
     /// Clients' addresses as the configuration shows them.
     clients: Addresses,
+    /// Clients' names for themselves, as the configuration shows them.
+    agents: Shown,
     /// Kept for its room.
     room: String,
 }
@@ -106,6 +114,18 @@ impl Told {
     /// The configuration has changed.
     pub(super) fn reconfigured(&mut self) {
         self.clients.clear();
+        self.agents.clear();
+    }
+
+    /// A host's name as the configuration shows it, until another is asked for.
+    fn host<'b>(&'b mut self, host: &'b str, config: &PolicyConfig) -> &'b str {
+        match config.shown_host(host) {
+            Cow::Borrowed(host) => host,
+            Cow::Owned(masked) => {
+                self.room = masked;
+                &self.room
+            }
+        }
     }
 
     /// The name of a span.
@@ -140,7 +160,7 @@ impl<'a> Facts<'a> {
     }
 
     /// What metrics and sampling go by.
-    pub(super) fn observed<'b>(self, route: Option<&'b str>) -> Observed<'b>
+    pub(super) fn observed<'b>(self, route: Option<&'b str>, told: &'b mut Told) -> Observed<'b>
     where
         'a: 'b,
     {
@@ -151,9 +171,9 @@ impl<'a> Facts<'a> {
                 Server::Named(exchange.unix_path.as_deref().unwrap_or_default(), None)
             }
             (Some((host, None)), ends) if *ends != Ends::Unix => {
-                Server::Named(host, default_port(&scheme))
+                Server::Named(told.host(host, self.config), default_port(&scheme))
             }
-            (Some((host, port)), _) => Server::Named(host, port),
+            (Some((host, port)), _) => Server::Named(told.host(host, self.config), port),
             (None, Ends::Ip { remote, .. }) => Server::At(*remote),
             (None, _) => Server::Unknown,
         };
@@ -188,8 +208,7 @@ impl<'a> Facts<'a> {
         let exchange = self.exchange;
         out.fixed("http.request.method", self.method.unwrap_or("_OTHER"));
         if self.method.is_none() {
-            let original = cut(&exchange.method, METHOD_MAX);
-            out.text("http.request.method_original", original);
+            out.text("http.request.method_original", self.original_method());
         }
         match exchange.role {
             Role::Server => self.server(&mut out, route, told),
@@ -208,8 +227,10 @@ impl<'a> Facts<'a> {
         out.text("network.protocol.version", version(exchange.minor_version));
         self.network(&mut out, told);
         if let Some(agent) = &exchange.user_agent {
-            let shown = shown_agent(agent, self.config);
-            out.text("user_agent.original", shared(agent, &shown));
+            let shown = told.agents.get(agent, |agent| {
+                shared(agent, &shown_agent(agent, self.config))
+            });
+            out.text("user_agent.original", shown);
         }
         header::attributes(&exchange.headers, self.config, &mut out.0);
         self.sizes(&mut out);
@@ -244,7 +265,8 @@ impl<'a> Facts<'a> {
         }
         match (self.host(), &self.exchange.ends) {
             (Some((host, port)), _) => {
-                out.text("server.address", told.texts.get(host));
+                let host = self.config.shown_host(host);
+                out.text("server.address", told.texts.get(&host));
                 // Without a port in it, `Host` says what a proxy in front may have been asked on; the
                 // port of this very socket stands in network.local.port.
                 if let Some(port) = port {
@@ -277,7 +299,8 @@ impl<'a> Facts<'a> {
                 out.text("server.address", path);
             }
             (Some((host, port)), ends) => {
-                out.text("server.address", told.texts.get(host));
+                let host = self.config.shown_host(host);
+                out.text("server.address", told.texts.get(&host));
                 let port = match (port, ends) {
                     (Some(port), _) => Some(port),
                     (None, Ends::Unix) => None,
@@ -355,11 +378,23 @@ impl<'a> Facts<'a> {
             .and_then(host_and_port)
     }
 
+    /// A method that the conventions do not know.
+    fn original_method(&self) -> &'a str {
+        match self.config.redact && is_secret(&self.exchange.method) {
+            true => MASK,
+            false => cut(&self.exchange.method, METHOD_MAX),
+        }
+    }
+
     /// The scheme of an absolute target; else `http`, which is what is read in clear.
     fn scheme(&self) -> SmolStr {
         match self.target.scheme {
             Some(scheme) if scheme.eq_ignore_ascii_case("https") => SmolStr::new_static("https"),
-            Some(scheme) if !scheme.eq_ignore_ascii_case("http") && scheme.len() <= 16 => {
+            Some(scheme)
+                if !scheme.eq_ignore_ascii_case("http")
+                    && scheme.len() <= 16
+                    && !is_secret(scheme) =>
+            {
                 scheme.to_ascii_lowercase().into()
             }
             _ => SmolStr::new_static("http"),
@@ -377,13 +412,13 @@ impl<'a> Facts<'a> {
             Cow::Owned(ruled) => {
                 return Cow::Owned(match self.config.redact {
                     true => redact::path(&ruled).into_owned(),
-                    false => cut(&ruled, TEXT_MAX).to_owned(),
+                    false => redact::path_credentials(cut(&ruled, TEXT_MAX)).into_owned(),
                 });
             }
         };
         match self.config.redact {
             true => redact::path(path),
-            false => Cow::Borrowed(cut(path, TEXT_MAX)),
+            false => redact::path_credentials(cut(path, TEXT_MAX)),
         }
     }
 
@@ -395,13 +430,13 @@ impl<'a> Facts<'a> {
             Cow::Owned(ruled) => {
                 return Some(Cow::Owned(match self.config.redact {
                     true => redact::query(&ruled, allowed).into_owned(),
-                    false => cut(&ruled, TEXT_MAX).to_owned(),
+                    false => redact::query_credentials(cut(&ruled, TEXT_MAX)).into_owned(),
                 }));
             }
         };
         Some(match self.config.redact {
             true => redact::query(query, allowed),
-            false => Cow::Borrowed(cut(query, TEXT_MAX)),
+            false => redact::query_credentials(cut(query, TEXT_MAX)),
         })
     }
 
@@ -412,13 +447,14 @@ impl<'a> Facts<'a> {
         let path = self.shown_path();
         let _ = write!(url, "{scheme}://");
         if self.target.credentials.is_some() {
-            let _ = write!(url, "{MASK}:{MASK}@");
+            let _ = write!(url, "{CREDENTIALS}@");
         }
         match (host, &self.exchange.ends) {
             (Some((host, port)), _) => {
+                let shown = self.config.shown_host(host);
                 let _ = match host.contains(':') {
                     true => write!(url, "[{host}]"),
-                    false => write!(url, "{host}"),
+                    false => write!(url, "{shown}"),
                 };
                 if let Some(port) = port {
                     let _ = write!(url, ":{port}");

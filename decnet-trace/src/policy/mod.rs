@@ -3,13 +3,13 @@
 //! * [`http`]: the attributes, as OpenTelemetry's conventions for HTTP have them.
 //! * [`route`]: paths of low cardinality.
 //! * [`template`]: routes as services declare them.
-//! * [`redact`]: what is masked, and [`rules`]: what the configuration adds.
+//! * [`redact`]: what is masked in URLs, and [`mask`] elsewhere; [`rules`]: what the configuration adds.
 //! * [`sql`]: statements without their literals.
 //! * [`statement`]: the attributes of database statements.
 //! * [`trace_context`]: the caller's `traceparent` and `tracestate`.
 //! * [`clock`]: from the kernel's time to the wall clock's.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use smol_str::SmolStr;
 
@@ -28,6 +28,7 @@ pub mod clock;
 mod docker;
 mod header;
 pub mod http;
+mod mask;
 pub mod redact;
 mod redactor;
 pub mod route;
@@ -78,6 +79,16 @@ impl Default for PolicyConfig {
             headers: Arc::default(),
             routes_max: 500,
             patterns: Vec::new(),
+        }
+    }
+}
+
+impl PolicyConfig {
+    /// The name of a host as it may be shown.
+    fn shown_host<'a>(&self, host: &'a str) -> Cow<'a, str> {
+        match self.redact {
+            true => mask::host(host),
+            false => Cow::Borrowed(host),
         }
     }
 }
@@ -190,6 +201,7 @@ impl Policy {
             config,
             served,
             called,
+            told,
             ..
         } = self;
         let facts = http::Facts::new(exchange, config);
@@ -198,7 +210,7 @@ impl Policy {
             Role::Client => called,
         };
         let route = route(routes, exchange, &facts, resource);
-        facts.observed(route.name())
+        facts.observed(route.name(), told)
     }
 
     /// Makes the span of an exchange that has its place in a trace already.

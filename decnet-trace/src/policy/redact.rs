@@ -4,7 +4,10 @@
 
 use std::borrow::Cow;
 
-use super::segment::{MASK, Shape, shape};
+use super::{
+    mask,
+    segment::{MASK, is_secret},
+};
 
 /// The longest path and query that are kept, in bytes; the rest is cut off.
 pub(super) const TEXT_MAX: usize = 2048;
@@ -15,7 +18,23 @@ const PARAMETERS_MAX: usize = 64;
 /// Masks the segments of a path that look like secrets (e-mail addresses, cards, tokens), and the
 /// values of matrix parameters (`;name=value`).
 pub fn path(path: &str) -> Cow<'_, str> {
-    let path = cut_at(path, '/');
+    match path_credentials(cut_at(path, '/')) {
+        Cow::Borrowed(path) => segments(path),
+        Cow::Owned(path) => Cow::Owned(segments(&path).into_owned()),
+    }
+}
+
+/// A path of which nothing is masked but the credentials of URLs in it.
+pub(super) fn path_credentials(path: &str) -> Cow<'_, str> {
+    mask::credentials_between(path, &['/', ';', '='])
+}
+
+/// A query of which nothing is masked but likewise.
+pub(super) fn query_credentials(query: &str) -> Cow<'_, str> {
+    mask::credentials_between(query, &['&', '='])
+}
+
+fn segments(path: &str) -> Cow<'_, str> {
     let mut out: Option<String> = None;
     let mut done = 0;
     let mut at = 0;
@@ -24,7 +43,7 @@ pub fn path(path: &str) -> Cow<'_, str> {
             Some((name, parameters)) => (name, Some(parameters)),
             None => (segment, None),
         };
-        if matches!(shape(name), Shape::Secret(_)) {
+        if is_secret(name) {
             let out = out.get_or_insert_with(|| String::with_capacity(path.len()));
             out.push_str(&path[done..at]);
             out.push_str(MASK);
@@ -50,13 +69,16 @@ pub fn path(path: &str) -> Cow<'_, str> {
     }
 }
 
-/// Masks the values of a query, but for the allowed names; names are kept unless they look like
-/// secrets themselves. Values that are empty stay empty.
+/// Masks the values of a query, but for the allowed names, of whose values only the credentials of URLs
+/// are masked; names are kept unless they look like secrets themselves. Values that are empty stay empty.
 pub fn query<'a>(query: &'a str, allowed: &[Box<str>]) -> Cow<'a, str> {
     let kept = cut_at(query, '&');
     let whole = kept.len() == query.len();
     let clean = |parameter: &str| match parameter.split_once('=') {
-        Some((name, value)) => (value.is_empty() || is_allowed(name, allowed)) && !is_secret(name),
+        Some((name, value)) => {
+            let is_shown = || matches!(mask::credentials(value), Cow::Borrowed(v) if v == value);
+            (value.is_empty() || is_allowed(name, allowed) && is_shown()) && !is_secret(name)
+        }
         None => !is_secret(parameter),
     };
     if whole && kept.split('&').count() <= PARAMETERS_MAX && kept.split('&').all(clean) {
@@ -80,20 +102,16 @@ fn push_parameter(out: &mut String, parameter: &str, allowed: &[Box<str>]) {
     out.push_str(if is_secret(name) { MASK } else { name });
     if let Some(value) = value {
         out.push('=');
-        out.push_str(match value {
-            "" => "",
-            value if is_allowed(name, allowed) => value,
-            _ => MASK,
-        });
+        match value {
+            "" => {}
+            value if is_allowed(name, allowed) => out.push_str(&mask::credentials(value)),
+            _ => out.push_str(MASK),
+        }
     }
 }
 
 fn is_allowed(name: &str, allowed: &[Box<str>]) -> bool {
     allowed.iter().any(|a| **a == *name)
-}
-
-fn is_secret(name: &str) -> bool {
-    matches!(shape(name), Shape::Secret(_))
 }
 
 /// The front of a text that is too long, up to a separator: a secret cut in two may not look like one.
@@ -127,6 +145,8 @@ mod tests {
             ("/users/42", "/users/42"),
             ("/users/alice@example.com/orders", "/users/REDACTED/orders"),
             ("/users/alice%40example.com", "/users/REDACTED"),
+            ("/go/https://u@h/x", "/go/https://REDACTED/x"),
+            ("/go/https%3A%2F%2Fu%40h/x", "/go/REDACTED/x"),
             ("/pay/4111111111111111/x", "/pay/REDACTED/x"),
             ("/a@b.cc/c@d.ee/e", "/REDACTED/REDACTED/e"),
             (
@@ -160,6 +180,12 @@ mod tests {
             ("alice@example.com", "REDACTED"),
             ("alice@example.com=1", "REDACTED=REDACTED"),
             ("Page=2", "Page=REDACTED"),
+            (
+                "page=https://u:p@h/&x",
+                "page=https://REDACTED:REDACTED@h/&x",
+            ),
+            ("page=https%3A%2F%2Fu%3Ap%40h", "page=REDACTED"),
+            ("page=https%3A%2F%2Fh", "page=https%3A%2F%2Fh"),
         ] {
             assert_eq!(query(text, &allowed), want, "{text}");
         }

@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 
 use super::{
-    PolicyConfig, http, redact,
+    PolicyConfig, header, http,
+    mask::{self, CREDENTIALS},
+    redact,
     rules::Place,
-    segment::MASK,
     sql::{self, Sanitised},
     target::Target,
 };
@@ -36,6 +37,11 @@ impl Redactor {
         http::shown_agent(text, &self.0).into_owned()
     }
 
+    /// A value of the header of this name, in lower case.
+    pub fn header(&self, name: &str, value: &str) -> String {
+        header::shown(name, value, &self.0)
+    }
+
     /// The rules of the configuration that find something in a text of this place: each with its number,
     /// from 1, and what it finds as the rules before it leave the text.
     pub fn found(&self, place: Place, text: &str) -> Vec<(usize, String)> {
@@ -62,20 +68,25 @@ pub(super) fn url(config: &PolicyConfig, text: &str) -> String {
         out.push_str("://");
     }
     if target.credentials.is_some() {
-        out.push_str(&format!("{MASK}:{MASK}@"));
+        out.push_str(CREDENTIALS);
+        out.push('@');
     }
-    out.push_str(target.authority.unwrap_or_default());
+    let authority = target.authority.unwrap_or_default();
+    out.push_str(&match config.redact {
+        true => mask::host(authority),
+        false => Cow::Borrowed(authority),
+    });
     let path = config.rules.apply(Place::Path, target.path);
     out.push_str(&match config.redact {
         true => redact::path(&path),
-        false => Cow::Borrowed(&*path),
+        false => redact::path_credentials(&path),
     });
     if let Some(query) = target.query.filter(|query| !query.is_empty()) {
         let query = config.rules.apply(Place::Query, query);
         out.push('?');
         out.push_str(&match config.redact {
             true => redact::query(&query, &config.query_allow),
-            false => Cow::Borrowed(&*query),
+            false => redact::query_credentials(&query),
         });
     }
     out

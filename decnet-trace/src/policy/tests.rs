@@ -344,6 +344,77 @@ fn ids_are_unique() {
     }
 }
 
+/// Secrets in a host's name, in a method that nobody knows and in a `User-Agent` are masked, in spans and in
+/// what metrics go by; each stays whole where masking is off.
+#[test]
+fn masks_hosts_methods_and_agents() {
+    const TOKEN: &str = "pLaNt3dT0k3nQx7vB2mZ9sK4wR8yH1jF";
+    let exchange = |role| Exchange {
+        role,
+        method: "4111111111111111".into(),
+        target: "/a".into(),
+        host: Some(format!("{TOKEN}.example:81").into()),
+        user_agent: Some(format!("app/1 ({TOKEN}) {}", "x".repeat(300)).into()),
+        ..served()
+    };
+    let clock = ClockOffset::from_readings(0, 0);
+    for redact in [true, false] {
+        let config = PolicyConfig {
+            redact,
+            ..PolicyConfig::default()
+        };
+        let mut policy = Policy::new(config, Arc::new(Counters::new())).unwrap();
+        for role in [Role::Server, Role::Client] {
+            let shown = |masked: &str, whole: &str| match redact {
+                true => masked.to_owned(),
+                false => whole.to_owned(),
+            };
+            let host = shown("REDACTED.example", &format!("{TOKEN}.example"));
+            let seen = exchange(role);
+            let seen = policy.observe(&seen, &resource());
+            assert_eq!(seen.server, http::Server::Named(&host, Some(81)));
+            // The second time out of what is kept.
+            for _ in 0..2 {
+                let span = policy.span(&exchange(role), &resource(), clock, None);
+                assert_eq!(text(&span, "server.address"), Some(&*host));
+                let method = shown("REDACTED", "4111111111111111");
+                assert_eq!(text(&span, "http.request.method_original"), Some(&*method));
+                let agent = text(&span, "user_agent.original").unwrap();
+                let front = shown("app/1 (REDACTED)", &format!("app/1 ({TOKEN}) x"));
+                assert!(agent.starts_with(&front), "{agent}");
+                if role == Role::Client {
+                    let url = format!("http://{host}:81/a");
+                    assert_eq!(text(&span, "url.full"), Some(&*url));
+                }
+            }
+        }
+    }
+}
+
+/// A `tracestate` goes where the specification wants it, and nowhere else; one that breaks its grammar
+/// goes nowhere.
+#[test]
+fn trace_states_are_no_attributes() {
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for (state, want) in [
+        ("rojo=opaque7f3", "rojo=opaque7f3"),
+        ("alice@example.com", ""),
+        ("opaque7f3", ""),
+    ] {
+        let span = span_of(&Exchange {
+            traceparent: Some(parent.into()),
+            tracestate: Some(state.into()),
+            ..served()
+        });
+        assert_eq!(&*span.trace_state, want);
+        let rest = format!("{:?} {:?} {:?}", span.name, span.attributes, span.status);
+        assert!(
+            !rest.contains("opaque7f3") && !rest.contains("alice"),
+            "{rest}"
+        );
+    }
+}
+
 /// With masking off, the path and query are shown; credentials in a URL never are.
 #[test]
 fn masking_can_be_turned_off() {
@@ -367,6 +438,27 @@ fn masking_can_be_turned_off() {
         text(&span, "url.full"),
         Some("http://REDACTED:REDACTED@h/alice@example.com?q=1")
     );
+    let exchange = Exchange {
+        target: "/go/https://u:p@h/x?next=https%3A%2F%2Fu%3Ap%40h&q=1".into(),
+        user_agent: Some("bot (+https://u:p@h) alice@example.com".into()),
+        ..served()
+    };
+    let span = policy.span(
+        &exchange,
+        &resource(),
+        ClockOffset::from_readings(0, 0),
+        None,
+    );
+    for (name, want) in [
+        ("url.path", "/go/https://REDACTED:REDACTED@h/x"),
+        ("url.query", "next=REDACTED&q=1"),
+        (
+            "user_agent.original",
+            "bot (+https://REDACTED:REDACTED@h) alice@example.com",
+        ),
+    ] {
+        assert_eq!(text(&span, name), Some(want));
+    }
 }
 
 proptest! {

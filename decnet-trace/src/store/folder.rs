@@ -1,9 +1,11 @@
 //! The store's folder, its lock and its files.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    },
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -33,8 +35,8 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Makes the folder where it is missing, and takes it. One that others can write to is refused: they
-    /// could put another file in the store's place.
+    /// Makes the folder where it is missing, and takes it. One that others can write to, or that is
+    /// another user's, is refused: they could put another file in the store's place.
     pub(super) fn take(folder: &Path) -> Result<Self> {
         match fs::metadata(folder) {
             Ok(metadata) if !metadata.is_dir() => {
@@ -44,6 +46,16 @@ impl Held {
                 return Err(StoreError::new(
                     Kind::Other,
                     "others can write to it; use a folder of mode 0700",
+                ));
+            }
+            Ok(metadata) if metadata.uid() != own_uid() => {
+                return Err(StoreError::new(
+                    Kind::Other,
+                    format_args!(
+                        "it belongs to user {}; use a folder of user {}",
+                        metadata.uid(),
+                        own_uid()
+                    ),
                 ));
             }
             Ok(_) => {}
@@ -111,23 +123,29 @@ fn with(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Opens a file that is this user's alone, and makes it where it is missing. Follows no link.
+/// Opens a file, and makes it where it is missing; it is this user's alone afterwards. Follows no link.
 fn private(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
+        .open(path)?;
+    if file.metadata()?.mode() & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
+}
+
+fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may panic")]
-
-    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
@@ -158,6 +176,31 @@ mod tests {
         std::os::unix::fs::symlink(root.path().join("victim"), folder.join(FILE)).unwrap();
         Held::take(&folder).unwrap().database().unwrap_err();
         assert!(!root.path().join("victim").exists());
+    }
+
+    /// Another user's folder is refused, also where its mode is right.
+    #[test]
+    fn refuses_another_users_folder() {
+        let root = tempfile::tempdir().unwrap();
+        fs::set_permissions(root.path(), Permissions::from_mode(0o700)).unwrap();
+        if std::os::unix::fs::chown(root.path(), Some(65534), None).is_err() {
+            println!("SKIPPED: only root gives folders away");
+            return;
+        }
+        let error = Held::take(root.path()).unwrap_err();
+        assert!(error.to_string().contains("user 65534"), "{error}");
+    }
+
+    /// Files that others could read are theirs no longer.
+    #[test]
+    fn takes_files_back() {
+        let root = tempfile::tempdir().unwrap();
+        let database = root.path().join(FILE);
+        fs::write(&database, "").unwrap();
+        fs::set_permissions(&database, Permissions::from_mode(0o644)).unwrap();
+        let held = Held::take(root.path()).unwrap();
+        held.database().unwrap();
+        assert_eq!(fs::metadata(&database).unwrap().mode() & 0o777, 0o600);
     }
 
     /// What is set aside keeps its log, and replaces what was set aside before.
