@@ -25,12 +25,17 @@ use xtask::bed::{
 /// How long something may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Sends a request, to the host `test` where its head names none.
 fn ask(address: SocketAddr, head: &str, body: &str) -> String {
+    let host = match head.contains("\r\nhost:") {
+        true => "",
+        false => "\r\nhost: test",
+    };
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     write!(
         stream,
-        "{head}\r\nhost: test\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        "{head}{host}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     )
     .unwrap();
@@ -65,17 +70,33 @@ fn command(args: &[&str], input: &str) -> Output {
 }
 
 /// An application that answers every path, puts a secret into its answer's head, and writes others into
-/// statements.
+/// statements and into a request of its own.
 const TALKATIVE: &str = r#"
+import asyncio
 import sqlite3
 
 db = sqlite3.connect(":memory:", isolation_level=None)
 db.execute("CREATE TABLE users (name TEXT, card TEXT)")
 
 
+async def call(port):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"GET /out/planted.mail%2540example.com?key=plantedoutquery HTTP/1.1\r\n"
+        b"Host: pLaNt3dT0k3nQx7vB2mZ9sK4wR8yH1jF.example\r\n"
+        b"Authorization: Bearer plantedbearer\r\n"
+        b"User-Agent: app (4111 1111 1111 1111)\r\n"
+        b"Connection: close\r\n\r\n"
+    )
+    await reader.read()
+    writer.close()
+
+
 async def app(scope, receive, send):
     if scope["type"] != "http":
         return
+    if scope["path"].startswith("/call/"):
+        await call(int(scope["path"].rpartition("/")[2]))
     if scope["path"] == "/sql":
         db.execute("INSERT INTO users VALUES ('planted.mail@example.com', '4111111111111111')")
         db.execute("SELECT * FROM users -- plantedcomment\nWHERE name = 'plantedü' OR card = 4111")
@@ -128,6 +149,7 @@ fn planted_secrets() {
         .arg("plantedcommandline")
         .start()
         .unwrap();
+    let other = Service::builder().start().unwrap();
     let address = service.addr();
     let agent = Agent::start(&[
         "--pid",
@@ -147,6 +169,7 @@ fn planted_secrets() {
     });
     let jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.dozjgNryP4J3jVmNHl0w5N";
     let token = "pLaNt3dT0k3nQx7vB2mZ9sK4wR8yH1jF";
+    let parent = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let heads = [
         "GET /?q=plantedquery&page=7 HTTP/1.1".to_owned(),
         "GET /x/planted.mail@example.com HTTP/1.1".to_owned(),
@@ -170,6 +193,21 @@ fn planted_secrets() {
         format!("GET /t/{} HTTP/1.1", jwt.replace('.', "%2E")),
         "GET /x/%34111%31111%31111%31111 HTTP/1.1".to_owned(),
         "GET /x?q=%C3%A9planted%F0%9F%98%80 HTTP/1.1".to_owned(),
+        "GET /pay/7-4111111111111111 HTTP/1.1".to_owned(),
+        "GET /pay/4111111111111111-2 HTTP/1.1".to_owned(),
+        "GET /pay/4111_1111_1111_1111 HTTP/1.1".to_owned(),
+        "GET /x/planted.mail%2540example.com HTTP/1.1".to_owned(),
+        "GET /x?page=https://planteduser:plantedpass@h/ HTTP/1.1".to_owned(),
+        "GET /go/https://planteduser@h/x HTTP/1.1".to_owned(),
+        format!("GET / HTTP/1.1\r\nhost: {token}.example"),
+        format!("{token} / HTTP/1.1"),
+        format!("GET / HTTP/1.1\r\nuser-agent: app/1 {jwt} (4111 1111 1111 1111) key={token}"),
+        format!(
+            "GET / HTTP/1.1\r\nuser-agent: {} planted.mail@example.com",
+            "x".repeat(240)
+        ),
+        format!("GET / HTTP/1.1\r\n{parent}\r\ntracestate: rojo=opaque7f3"),
+        format!("GET / HTTP/1.1\r\n{parent}\r\ntracestate: planted.mail@example.com"),
         "GET / HTTP/1.1\r\nx-tenant: planted.mail@example.com, 4111111111111111".to_owned(),
         format!("GET / HTTP/1.1\r\nx-tenant: blue\r\nx-tenant: {token}"),
     ];
@@ -177,12 +215,18 @@ fn planted_secrets() {
         ask(address, head, "{\"password\": \"plantedbody\"}");
     }
     ask(address, "GET /sql HTTP/1.1", "");
-    // The last one is no statement, and need not be seen.
-    let count = heads.len() + 1 + 4;
+    let call = format!("GET /call/{} HTTP/1.1", other.addr().port());
+    ask(address, &call, "");
+    // The last statement is none, and need not be seen; the call is a span of its own.
+    let count = heads.len() + 1 + 4 + 2;
     collector.wait_for_spans(count, PATIENCE).unwrap();
     let scraped = ask(prometheus, "GET /metrics HTTP/1.1", "");
     assert!(
         scraped.contains("http_server_request_duration"),
+        "{scraped}"
+    );
+    assert!(
+        scraped.contains("http_client_request_duration"),
         "{scraped}"
     );
     assert!(
@@ -224,6 +268,8 @@ fn planted_secrets() {
         "planted",
         "411111",
         "4111-1111",
+        "4111_1111",
+        "4111 1111",
         "= 4111",
         jwt,
         "eyJzdWIi",
@@ -244,7 +290,28 @@ fn planted_secrets() {
             assert!(at.is_none(), "{sink} holds {secret}: {around:?}");
         }
     }
+    // What the caller calls its trace state goes on as that, and as nothing else.
+    for (sink, text) in &sinks {
+        let text = match *sink {
+            "the file" => {
+                assert!(text.contains(r#""traceState":"rojo=opaque7f3""#), "{text}");
+                text.replace(r#""traceState":"rojo=opaque7f3""#, "")
+            }
+            "the collector's spans" | "the store and its log" | "the closed store" => continue,
+            _ => text.clone(),
+        };
+        assert!(!text.contains("opaque7f3"), "{sink} holds a trace state");
+    }
     assert!(seen.spans.len() >= count);
+    let urls: Vec<_> = seen
+        .spans
+        .iter()
+        .map(|span| span.text("url.full"))
+        .collect();
+    assert!(
+        urls.contains(&"http://REDACTED.example/out/REDACTED?key=REDACTED"),
+        "{urls:?}"
+    );
     let is_served = |span: &&support::Span| span.kind == 2;
     for span in seen.spans.iter().filter(is_served) {
         let client = span.text("client.address");
@@ -455,6 +522,8 @@ fn refuses_what_is_wrong() {
     fs::write(&config, "[otlp]\nendpoint = 'ftp://x'\n").unwrap();
     let output = command(&["config", "check", "--config", path], "");
     assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains(&format!("{path}:2:12: ")), "{error}");
 }
 
 /// `redact` shows what the rules make of a sample; `config show` what is in effect and why.
@@ -491,6 +560,24 @@ fn shows_what_it_does() {
         String::from_utf8_lossy(&output.stdout),
         "SELECT a FROM tenant WHERE b = ?\n  rule 1 (tenant_\\w+, statement) finds \"tenant_blue\"\n"
     );
+    for (name, value, want) in [
+        (
+            "X-Note",
+            "tenant_blue alice@example.com",
+            "tenant REDACTED\n  rule 1 (tenant_\\w+, header) finds \"tenant_blue\"\n",
+        ),
+        (
+            "Referer",
+            "https://u:p@h/?q=1",
+            "https://REDACTED:REDACTED@h/?q=REDACTED\n",
+        ),
+    ] {
+        let args = ["redact", "--header", name, "--explain", "--config", path];
+        let output = command(&args, value);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), want);
+    }
+    let output = command(&["redact", "--header", "Cookie"], "");
+    assert_eq!(output.status.code(), Some(2));
     fs::write(
         &config,
         "[redaction]\nquery_allow = ['page']\n[otlp]\nheaders = 'api-key=topsecret'\n\
