@@ -564,7 +564,7 @@ fn shows_what_it_does() {
         (
             "X-Note",
             "tenant_blue alice@example.com",
-            "tenant REDACTED\n  rule 1 (tenant_\\w+, header) finds \"tenant_blue\"\n",
+            "REDACTED\n  rule 1 (tenant_\\w+, header) finds \"tenant_blue\"\n",
         ),
         (
             "Referer",

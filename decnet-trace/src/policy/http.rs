@@ -403,7 +403,10 @@ impl<'a> Facts<'a> {
 
     /// A path as routes are folded from it.
     pub(super) fn foldable<'p>(&self, path: &'p str) -> Cow<'p, str> {
-        self.config.rules.apply(Place::Path, path)
+        match self.config.rules.apply(Place::Path, path) {
+            Cow::Borrowed(path) => redact::path_credentials(path),
+            Cow::Owned(ruled) => Cow::Owned(redact::path_credentials(&ruled).into_owned()),
+        }
     }
 
     fn shown_path(&self) -> Cow<'a, str> {

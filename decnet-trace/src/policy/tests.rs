@@ -415,6 +415,21 @@ fn trace_states_are_no_attributes() {
     }
 }
 
+/// A route that is folded from a path with a URL in it holds none of that URL's credentials.
+#[test]
+fn routes_hold_no_credentials() {
+    for (target, want) in [
+        ("/go/https://alice@h/x", "GET /go/https://{email}/x"),
+        ("/go/https%3A%2F%2Falice%40h/x", "GET /go/REDACTED/x"),
+    ] {
+        let span = span_of(&Exchange {
+            target: target.into(),
+            ..served()
+        });
+        assert_eq!(span.name, want);
+    }
+}
+
 /// With masking off, the path and query are shown; credentials in a URL never are.
 #[test]
 fn masking_can_be_turned_off() {
