@@ -28,6 +28,7 @@ pub mod clock;
 mod docker;
 mod header;
 pub mod http;
+mod literals;
 mod mask;
 pub mod redact;
 mod redactor;

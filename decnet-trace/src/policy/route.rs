@@ -2,13 +2,15 @@
 //!
 //! A path's route is known in one of three ways. A pattern of the configuration comes first. Then a
 //! template learned from the service (what its framework was told): [`Routes::learn`] takes it. Without
-//! either, the path is folded: segments that look like ids give way to placeholders. Folded or not, a
-//! service has a bounded number of routes, and what comes after shares one name.
+//! either, the path is folded: segments that look like ids give way to placeholders, and so do names of which
+//! there are too many in one place. Folded or not, a service has a bounded number of routes, and what comes
+//! after shares one name.
 
 use globset::GlobMatcher;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use super::{
+    literals::Literals,
     segment::{Secret, Shape, is_hash, parts, shape},
     template::{Template, decoded},
 };
@@ -85,6 +87,8 @@ pub struct Routes {
     services: FxHashMap<Box<str>, Service>,
     others: Service,
     scratch: String,
+    /// A path folded, before names give way.
+    plain: String,
     last: Last,
 }
 
@@ -150,7 +154,7 @@ struct Asked<'a> {
 #[derive(Debug, Default)]
 struct Service {
     learned: Vec<Template>,
-    folded: FxHashSet<Box<str>>,
+    folded: Literals,
 }
 
 impl Routes {
@@ -162,6 +166,7 @@ impl Routes {
             services: FxHashMap::default(),
             others: Service::default(),
             scratch: String::new(),
+            plain: String::new(),
             last: Last::default(),
         }
     }
@@ -249,24 +254,19 @@ impl Routes {
                 return Found::Learned(exact.unwrap_or(first).0);
             }
         }
-        self.scratch.clear();
-        fold(asked.foldable, &mut self.scratch);
-        folded(
-            &mut of_service.folded,
-            &self.scratch,
-            self.max,
-            asked.missing,
-        )
+        self.plain.clear();
+        fold(asked.foldable, &mut self.plain);
+        let known = &mut of_service.folded;
+        let (plain, place) = (&self.plain, &mut self.scratch);
+        folded(known, plain, place, self.max, asked.missing)
     }
 
     /// The same where the API that is called is known, and so the route.
     pub(super) fn find_known(&mut self, service: &str, route: &str, missing: bool) -> Route<'_> {
-        self.scratch.clear();
-        self.scratch.push_str(route);
         // What was folded last stood there.
         self.last.found = None;
-        let of_service = service_of(&mut self.services, &mut self.others, service);
-        match folded(&mut of_service.folded, &self.scratch, self.max, missing) {
+        let known = &mut service_of(&mut self.services, &mut self.others, service).folded;
+        match folded(known, route, &mut self.scratch, self.max, missing) {
             Found::Unknown => Route::Unknown,
             Found::Overflow => Route::Overflow,
             _ => Route::Folded(&self.scratch),
@@ -274,16 +274,27 @@ impl Routes {
     }
 }
 
-/// A route that was folded, as long as there are not too many.
-fn folded(known: &mut FxHashSet<Box<str>>, route: &str, max: usize, missing: bool) -> Found {
-    if !known.contains(route) {
+/// Writes the place of a path that was folded, as long as there are not too many.
+fn folded(
+    known: &mut Literals,
+    folded: &str,
+    place: &mut String,
+    max: usize,
+    missing: bool,
+) -> Found {
+    place.clear();
+    known.place(folded, place);
+    if !known.contains(place) {
         if missing {
             return Found::Unknown;
         }
         if known.len() >= max {
             return Found::Overflow;
         }
-        known.insert(route.into());
+        if known.insert(place) {
+            place.clear();
+            known.place(folded, place);
+        }
     }
     Found::Folded
 }
@@ -385,6 +396,7 @@ fn is_id(part: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rustc_hash::FxHashSet;
 
     use super::*;
     use crate::policy::redact;
@@ -587,6 +599,42 @@ mod tests {
         assert_eq!(routes.get("s", "/c", false), Route::Overflow);
         assert_eq!(routes.get("s", "/b/2", false), Route::Folded("/b/{id}"));
         assert_eq!(routes.get("t", "/c", false), Route::Folded("/c"));
+    }
+
+    /// Names that keep coming share a route, and leave room for others.
+    #[test]
+    fn names_leave_room() {
+        let mut routes = Routes::new(150);
+        for n in 0..1000 {
+            let user = routes.get("s", &format!("/users/user-{}", name_of(n)), false);
+            let wanted = if n < 100 {
+                "/users/user-"
+            } else {
+                "/users/{name}"
+            };
+            assert!(
+                user.name().is_some_and(|name| name.starts_with(wanted)),
+                "{user:?}"
+            );
+        }
+        assert_eq!(
+            routes.get("s", "/users/zoe", false),
+            Route::Folded("/users/{name}")
+        );
+        assert_eq!(
+            routes.get("s", "/users/7", false),
+            Route::Folded("/users/{id}")
+        );
+        assert_eq!(routes.get("s", "/orders", false), Route::Folded("/orders"));
+        assert_eq!(routes.get("s", "/users/no/x", true), Route::Unknown);
+    }
+
+    /// Letters alone, another name for each number.
+    fn name_of(n: u32) -> String {
+        n.to_string()
+            .bytes()
+            .map(|digit| char::from(b'a' + digit - b'0'))
+            .collect()
     }
 
     /// Paths that the service does not have make no routes; items that it does not have keep theirs.
