@@ -312,7 +312,7 @@ fn reset_contextvars() {
     check(&all, 80, false, &seen);
 }
 
-/// Other CPythons at hand than those that make many calls, on both loops.
+/// Other CPythons at hand than those that make many calls on both loops, each on one of them.
 #[test]
 fn other_pythons() {
     if !can_run() {
@@ -331,9 +331,8 @@ fn other_pythons() {
     }
     let cases: Vec<_> = at_hand
         .iter()
-        .flat_map(|(version, venv)| {
-            [Loop::Asyncio, Loop::Uvloop].map(|event_loop| (version, venv, event_loop))
-        })
+        .zip([Loop::Asyncio, Loop::Uvloop].into_iter().cycle())
+        .map(|((version, venv), event_loop)| (version, venv, event_loop))
         .collect();
     side_by_side(&cases, |&(version, venv, event_loop)| {
         let services = Services::start(event_loop, Http::Httptools, Some(venv), &[]);
