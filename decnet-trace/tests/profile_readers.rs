@@ -15,8 +15,9 @@ use std::{
 
 use decnet_trace::profile::{
     Frame, FrameKind, Meta, Process, Profile, Sample, Thread,
-    formats::{Format, save},
+    formats::{self, Format},
     label::Style,
+    output::Place,
 };
 use serde_json::Value;
 use xtask::{
@@ -86,7 +87,10 @@ fn written(test: &str, format: Format) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
     fs::create_dir_all(&folder).unwrap();
     let path = folder.join(format!("profile.{}", format.extension()));
-    save(&profile(), format, &Style::default(), &path).unwrap();
+    let place = Place::check(&path).unwrap();
+    place
+        .write(|out| formats::write(&profile(), format, &Style::default(), out))
+        .unwrap();
     path
 }
 

@@ -137,17 +137,16 @@ impl DiscoveryThread {
     /// Passes on what happened to a process.
     pub(super) fn on_proc(&self, event: &Proc) {
         let tgid = event.header.tgid;
-        match ProcWhat::from_u32(event.what) {
-            Some(ProcWhat::Exec) => _ = self.tell(Notice::Exec(tgid)),
-            Some(ProcWhat::Fork) => {
-                self.tell(Notice::Fork {
-                    parent: event.parent,
-                    child: tgid,
-                });
-            }
-            Some(ProcWhat::Exit) => _ = self.tell(Notice::Exit(tgid)),
-            Some(ProcWhat::ThreadExit) | None => {}
-        }
+        let notice = match ProcWhat::from_u32(event.what) {
+            Some(ProcWhat::Exec) => Notice::Exec(tgid),
+            Some(ProcWhat::Fork) => Notice::Fork {
+                parent: event.parent,
+                child: tgid,
+            },
+            Some(ProcWhat::Exit) => Notice::Exit(tgid),
+            Some(ProcWhat::ThreadExit) | None => return,
+        };
+        self.tell(notice);
     }
 
     /// Passes on that a process began to listen.

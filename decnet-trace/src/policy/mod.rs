@@ -26,6 +26,7 @@ use crate::{
 mod client;
 pub mod clock;
 mod docker;
+mod fold;
 mod header;
 pub mod http;
 mod literals;

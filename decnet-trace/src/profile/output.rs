@@ -116,7 +116,7 @@ pub fn rescue(
 /// # Errors
 ///
 /// When the place cannot be written to, or `write` fails; the file is then as it was.
-pub fn write_atomically(
+fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), OutputError> {

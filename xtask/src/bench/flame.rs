@@ -17,11 +17,11 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     Setup,
     agent::Tool,
-    overhead::Variant,
     progress::Progress,
     report::Report,
     services::{Services, folder, length},
     table::Table,
+    variants::Variant,
 };
 use crate::{
     bed::load::{Load, Request},

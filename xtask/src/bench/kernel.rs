@@ -19,13 +19,14 @@ use super::{
     Setup,
     agent::Tool,
     machine::BpfUse,
-    overhead::{Variant, cpu_more},
+    overhead::cpu_more,
     progress::Progress,
     report::{Report, number},
     services::{Pace, Scenario, Services, asset, of, window},
     stats::median,
     table::Table,
     trap::{self, Prices},
+    variants::Variant,
 };
 use crate::{
     bed::process::{Folder, Process},
@@ -392,7 +393,7 @@ impl Account<'_> {
             paired,
         );
         row("not accounted for".into(), "rest", String::new(), rest);
-        let title = format!("kernel, {}: {}", self.scenario.name, self.variant.what());
+        let title = format!("kernel, {}: {}", self.scenario.name, self.variant.what);
         report.section(&title, "", &table);
     }
 

@@ -17,6 +17,7 @@ pub mod services;
 pub mod stats;
 pub mod table;
 pub mod trap;
+pub mod variants;
 
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 

@@ -1,15 +1,8 @@
 //! The files that people already open, each written from a [`Profile`] alone.
 
-use std::{
-    io::{self, Write},
-    path::Path,
-};
+use std::io::{self, Write};
 
-use super::{
-    Profile,
-    label::Style,
-    output::{OutputError, write_atomically},
-};
+use super::{Profile, label::Style};
 
 pub mod flamegraph;
 pub mod folded;
@@ -85,18 +78,4 @@ pub fn write(
         Format::Speedscope => speedscope::write(profile, style, out),
         Format::Pstats => pstats::write(profile, out),
     }
-}
-
-/// Writes a profile to a file: whole, or not at all.
-///
-/// # Errors
-///
-/// When the file cannot be written.
-pub fn save(
-    profile: &Profile,
-    format: Format,
-    style: &Style,
-    path: &Path,
-) -> Result<(), OutputError> {
-    write_atomically(path, |out| write(profile, format, style, out))
 }
