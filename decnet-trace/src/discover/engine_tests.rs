@@ -7,6 +7,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    slice::from_ref,
 };
 
 use super::*;
@@ -39,14 +40,29 @@ impl Running {
         Self::script_with(program, front, script, |_| {})
     }
 
+    /// Starts a script of this name under the interpreter.
+    fn named(name: &str, program: &Path, script: &str) -> Self {
+        Self::start(name, program, &[], script, |_| {})
+    }
+
     fn script_with(
         program: &Path,
         front: &[&str],
         script: &str,
         prepare: impl FnOnce(&mut Command),
     ) -> Self {
+        Self::start("serve", program, front, script, prepare)
+    }
+
+    fn start(
+        name: &str,
+        program: &Path,
+        front: &[&str],
+        script: &str,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("serve.py");
+        let path = dir.path().join(format!("{name}.py"));
         std::fs::write(&path, format!("{PRELUDE}{script}")).unwrap();
         let mut command = Command::new(program);
         command
@@ -131,6 +147,26 @@ fn pythons() -> Vec<PathBuf> {
         println!("SKIPPED: no Python of pyenv to look at");
     }
     found
+}
+
+/// A name that no process has but those of one test in this run of it: all processes of the machine are looked
+/// through, and other tests run programs meanwhile.
+fn own_name(test: &str) -> String {
+    format!("{test}_{}", std::process::id())
+}
+
+/// Waits until a process has executed its program and has its interpreter mapped: whoever started it may hear
+/// of its exec before it has a command line.
+fn wait_until_loaded(pid: u32) {
+    let begin = Instant::now();
+    while procfs::cmdline(pid).unwrap().is_empty()
+        || Runtimes::default()
+            .find(pid, &procfs::exe(pid).unwrap())
+            .is_none()
+    {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{pid} starts");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn everything() -> Discovery {
@@ -279,7 +315,7 @@ fn follows_exec() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(
         dir.path().join("uvicorn.py"),
-        format!("{PRELUDE}tell('up'); wait(); os.execvp('sleep', ['sleep', '60'])"),
+        format!("{PRELUDE}tell('up'); wait(); os.execvp('sleep', ['sleep', '600'])"),
     )
     .unwrap();
     let arguments = [
@@ -338,7 +374,7 @@ s = listen()
 worker = os.fork()
 if worker == 0: s.close(); sys.stdin.close(); signal.pause()
 other = os.fork()
-if other == 0: s.close(); os.execvp('sleep', ['sleep', '60'])
+if other == 0: s.close(); os.execvp('sleep', ['sleep', '600'])
 tell(worker); tell(other); wait()";
     let mut server = Running::script_with(&python, &[], script, |command| {
         command.env(
@@ -473,20 +509,19 @@ fn follows_multiprocessing() {
     };
     let script = "
 import multiprocessing, signal
-def work(): signal.pause()
+def work(up): up.send('up'); signal.pause()
 if __name__ == '__main__':
     s = listen()
     multiprocessing.set_start_method('spawn')
     from multiprocessing import resource_tracker
     resource_tracker.ensure_running()
-    worker = multiprocessing.Process(target=work); worker.start()
+    hear, up = multiprocessing.Pipe(False)
+    worker = multiprocessing.Process(target=work, args=(up,)); worker.start()
+    hear.recv()
     tell(worker.pid); tell(resource_tracker._resource_tracker._pid); wait()";
     let mut server = Running::script(&python, &[], script);
     let (worker, tracker) = (server.told_pid(), server.told_pid());
-    // Spawned, it first is a fork of its parent.
-    while procfs::stat(worker).unwrap().image == procfs::stat(server.pid()).unwrap().image {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_until_loaded(tracker);
     let changes = everything().scan_all();
     assert_eq!(traced(&changes, server.pid()).why, Why::Listens);
     let child = traced(&changes, worker);
@@ -510,23 +545,20 @@ fn keeps_spawned_workers() {
     };
     let script = "
 import multiprocessing, signal, subprocess
-def work(): signal.pause()
+def work(up): up.send('up'); signal.pause()
 if __name__ == '__main__':
     s = listen()
     multiprocessing.set_start_method('spawn')
-    worker = multiprocessing.Process(target=work); worker.start()
-    python = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
-    other = subprocess.Popen(['sleep', '60'])
+    hear, up = multiprocessing.Pipe(False)
+    worker = multiprocessing.Process(target=work, args=(up,)); worker.start()
+    code = 'import time; print(flush=True); time.sleep(600)'
+    python = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE)
+    other = subprocess.Popen(['sleep', '600'])
+    hear.recv(); python.stdout.readline()
     for pid in (worker.pid, python.pid, other.pid): tell(pid)
     wait()";
     let mut server = Running::script(&python, &[], script);
     let [worker, script, other] = std::array::from_fn(|_| server.told_pid());
-    let image = |pid| procfs::stat(pid).unwrap().image;
-    for pid in [worker, script, other] {
-        while image(pid) == image(server.pid()) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
     let mut discovery = everything();
     let start = Instant::now();
     discovery.on_listen(server.pid());
@@ -576,9 +608,10 @@ fn finds_those_who_share_a_socket() {
     let script = "
 import subprocess
 s = socket.socket(); s.bind(('127.0.0.1', 0)); s.set_inheritable(True)
-code = 'import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); sys.stdin.readline(); s.listen(5); print(flush=True); sys.stdin.readline()'
+code = 'import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); print(flush=True); sys.stdin.readline(); s.listen(5); print(flush=True); sys.stdin.readline()'
 start = lambda: subprocess.Popen([sys.executable, '-c', code, str(s.fileno())], pass_fds=[s.fileno()], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 workers = [start(), start()]
+for worker in workers: worker.stdout.readline()
 tell(*[worker.pid for worker in workers]); wait()
 workers[0].stdin.write(b'\\n'); workers[0].stdin.flush(); workers[0].stdout.readline()
 tell('listening'); wait()";
@@ -621,13 +654,16 @@ fn selects_ports() {
     let traced = traced(&changes, me);
     assert_eq!(traced.why, Why::Port(port));
     assert_eq!(traced.process.runtime, Runtime::Other("native"));
-    assert_eq!(discovery.traced().len(), 1);
+    // A program that another test starts right now is a fork of this process until it is executed, and has the
+    // socket.
+    let mut found = discovery.traced().map(|traced| &traced.process);
+    assert!(found.all(|process| process.pid == me || process.ppid == me));
 
     let mut agent = Discovery::new(selector, me);
     agent.on_listen(me);
     agent.on_exec(me);
-    assert!(agent.scan_all().is_empty());
-    assert!(agent.tick(Instant::now()).is_empty());
+    assert!(about(&agent.scan_all(), me).is_empty());
+    assert!(about(&agent.tick(Instant::now()), me).is_empty());
 }
 
 /// A process asked for by name is traced without listening; nothing else is.
@@ -637,13 +673,11 @@ fn selects_names() {
         return;
     };
     let mut other = Running::script(&python, &[], "s = listen(); tell('up'); wait()");
-    let dir = tempfile::tempdir().unwrap();
-    let script = dir.path().join("peculiar_shop.py");
-    std::fs::write(&script, format!("{PRELUDE}tell('up'); wait()")).unwrap();
-    let mut wanted = Running::script(&python, &[script.to_str().unwrap()], "");
+    let name = own_name("peculiar");
+    let mut wanted = Running::named(&format!("{name}_shop"), &python, "tell('up'); wait()");
     other.told();
     wanted.told();
-    let selector = Selector::new(&[], &["peculiar*".to_owned()], &[]).unwrap();
+    let selector = Selector::new(&[], &[format!("{name}_*")], &[]).unwrap();
     let mut discovery = Discovery::new(selector, std::process::id());
     let changes = discovery.scan_all();
     assert_eq!(traced(&changes, wanted.pid()).why, Why::Name);
@@ -657,16 +691,17 @@ fn goes_by_another_selector() {
     let Some(python) = system_python() else {
         return;
     };
-    let mut parent = Running::script(
+    let name = own_name("another");
+    let mut parent = Running::named(
+        &name,
         &python,
-        &[],
         "pid = os.fork()
 if pid == 0: wait()
 tell('up', pid); wait()",
     );
     let told = parent.told();
     let child: u32 = told.split(' ').nth(1).unwrap().parse().unwrap();
-    let mut other = Running::script(&python, &[], "s = listen(); tell('up'); wait()");
+    let mut other = Running::named(&name, &python, "s = listen(); tell('up'); wait()");
     other.told();
     let by_pid = |pid| Selector::new(&[pid], &[], &[]).unwrap();
     let mut discovery = Discovery::new(by_pid(parent.pid()), std::process::id());
@@ -681,14 +716,14 @@ tell('up', pid); wait()",
     assert_eq!(changes.len(), 3);
     assert!(discovery.select(by_pid(other.pid())).is_empty());
 
-    let ours = || Selector::new(&[], &["serve".to_owned()], &[]).unwrap();
+    let ours = || Selector::new(&[], from_ref(&name), &[]).unwrap();
     let changes = discovery.select(ours());
     assert_eq!(traced(&changes, parent.pid()).why, Why::Name);
     let is_traced = discovery
         .traced()
         .any(|traced| traced.process.pid == other.pid());
     assert!(is_traced);
-    let changes = discovery.select(ours().without(&["serve*".to_owned()]).unwrap());
+    let changes = discovery.select(ours().without(&[format!("{name}*")]).unwrap());
     assert!(
         changes
             .iter()
@@ -838,8 +873,11 @@ fn looks_into_namespaces() {
 /// What Rust's own standard library runs is a native program, not taken for Python.
 #[test]
 fn leaves_other_programs() {
-    let mut sleeping =
-        Running::script(Path::new("/bin/sh"), &["-c", "echo up; sleep 60; true"], "");
+    let mut sleeping = Running::script(
+        Path::new("/bin/sh"),
+        &["-c", "echo up; sleep 600; true"],
+        "",
+    );
     sleeping.told();
     let mut discovery = everything();
     discovery.on_exec(sleeping.pid());
