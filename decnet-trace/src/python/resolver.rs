@@ -83,10 +83,21 @@ pub struct PythonResolver {
 enum Seen {
     /// A code object.
     Code(Fingerprint),
+    /// What one has left that died: what it leads to may be another's already.
+    Dead(Fingerprint),
     /// The process has ended since.
     Ended,
     /// Nothing that can be read, or no code object.
     Nothing,
+}
+
+impl Seen {
+    const fn fingerprint(&self) -> Option<&Fingerprint> {
+        match self {
+            Self::Code(fingerprint) | Self::Dead(fingerprint) => Some(fingerprint),
+            Self::Ended | Self::Nothing => None,
+        }
+    }
 }
 
 impl PythonResolver {
@@ -189,6 +200,11 @@ impl PythonResolver {
         let known = self.codes.get(key);
         let fingerprint = match seen {
             Seen::Code(fingerprint) => fingerprint,
+            Seen::Dead(fingerprint) => {
+                let known = known.filter(|known| known.fingerprint == fingerprint);
+                self.counts.hits += u64::from(known.is_some());
+                return known;
+            }
             // What its code was, it was to the end.
             Seen::Ended => {
                 self.counts.hits += u64::from(known.is_some());
@@ -235,7 +251,7 @@ fn read_whole(
             Seen::Code(now) => fingerprint = *now,
             // What was read was so to the end.
             Seen::Ended => return code.ok(),
-            Seen::Nothing => return None,
+            Seen::Dead(_) | Seen::Nothing => return None,
         }
     }
     None
@@ -264,13 +280,12 @@ fn look(
     }));
     drop(headers);
     for seen in seen.chunks_mut(ProcessMemory::PIECES_MAX / PIECES) {
-        let lacking = |seen: &&mut Seen| matches!(seen, Seen::Code(code) if code.lacks_content());
+        let lacking =
+            |seen: &&mut Seen| seen.fingerprint().is_some_and(|code| code.lacks_content());
         let pieces: Vec<_> = (seen.iter())
-            .filter_map(|seen| match seen {
-                Seen::Code(code) if code.lacks_content() => Some(code.pieces(&process.layout)),
-                _ => None,
-            })
-            .flatten()
+            .filter_map(|seen| seen.fingerprint().copied())
+            .filter(Fingerprint::lacks_content)
+            .flat_map(|code| code.pieces(&process.layout))
             .collect();
         let mut read = read_each(memory, pieces.iter().copied(), PIECE_MAX, bytes);
         for seen in seen.iter_mut().filter(lacking) {
@@ -281,7 +296,7 @@ fn look(
                 .find_map(|piece| piece.as_ref().err())
             {
                 *seen = unread(*error);
-            } else if let Seen::Code(code) = seen {
+            } else if let Seen::Code(code) | Seen::Dead(code) = seen {
                 code.set_content(pieces.into_iter().flatten().flatten());
             }
         }
@@ -327,7 +342,8 @@ impl Process {
             .code_type
             .is_none_or(|kind| header.kind() == Some(kind));
         match header.fingerprint() {
-            Some(fingerprint) if is_code => Seen::Code(fingerprint),
+            Some(fingerprint) if is_code && header.is_alive() => Seen::Code(fingerprint),
+            Some(fingerprint) if is_code => Seen::Dead(fingerprint),
             _ => Seen::Nothing,
         }
     }

@@ -20,6 +20,9 @@ const TRIES: u32 = 64;
 /// How often a stack is looked at before any reading is believed.
 const LOOKS: u32 = 8;
 
+/// How often a stack is read whose frames are not all of code objects.
+const RESOLVES: u32 = 16;
+
 /// The most frames of a stack that are read.
 const FRAMES_MAX: usize = 4096;
 
@@ -42,7 +45,8 @@ pub struct ThreadStack {
     pub frames: Vec<Option<PythonLocation>>,
     /// How the stack ended.
     pub end: End,
-    /// Whether two readings in a row agreed: otherwise frames of two moments may be mixed.
+    /// Whether two readings in a row agreed, and all frames were resolved: otherwise frames of two moments may be
+    /// mixed.
     pub consistent: bool,
 }
 
@@ -64,9 +68,8 @@ pub fn stacks(
             let thread = owners
                 .get(&state.address)
                 .and_then(|pointer| thread_of(&memory, state, *pointer, &threads));
-            let (raw, end, consistent) = read_stack(&memory, process, state.address);
-            let mut frames = Vec::with_capacity(raw.len());
-            resolver.resolve_stack(process.pid, &raw, &mut frames);
+            let (mut frames, end, consistent) =
+                resolved_stack(&memory, process, resolver, state.address);
             frames.retain(|frame| !frame.as_ref().is_some_and(PythonLocation::is_internal));
             ThreadStack {
                 tid: thread.map(|thread| thread.tid),
@@ -158,6 +161,31 @@ pub(super) fn holds_gil(process: &PyProcess, memory: &impl Memory, state: u64) -
     }
     Layout::get(layout.runtime_current_thread)
         .is_some_and(|field| memory.u64(process.runtime.wrapping_add(field)) == Ok(state))
+}
+
+/// Reads a stack and resolves its frames, again where one of them is none.
+///
+/// From 3.13 on the interpreter's own frames lie on the C stack, which is used for something else as soon as
+/// their loop has ended; and a loop that comes by there again and again leaves the same garbage for two readings
+/// to agree on. A code object may also have died since.
+fn resolved_stack(
+    memory: &impl Memory,
+    process: &PyProcess,
+    resolver: &mut PythonResolver,
+    state: u64,
+) -> (Vec<Option<PythonLocation>>, End, bool) {
+    let mut frames = Vec::new();
+    let mut end = End::Broken;
+    for _ in 0..RESOLVES {
+        let (raw, its_end, consistent) = read_stack(memory, process, state);
+        end = its_end;
+        frames.clear();
+        resolver.resolve_stack(process.pid, &raw, &mut frames);
+        if frames.iter().all(Option::is_some) {
+            return (frames, end, consistent);
+        }
+    }
+    (frames, end, false)
 }
 
 /// Reads a stack until it is the same twice, and whole.
