@@ -46,6 +46,13 @@ const ROUTES_MAX: usize = 1024;
 /// How often an interpreter is looked at that does not pass its self-check.
 const CHECKS: u32 = 8;
 
+/// How often an interpreter is looked at that does not come up, once it is given up: one that its program embeds
+/// may run nothing until the first request comes.
+const IDLE_EVERY: Duration = Duration::from_secs(15);
+
+/// The number of such a look.
+const IDLE: u32 = u32::MAX;
+
 /// How often a process is looked at that may load SQLite yet.
 const SQLITE_EVERY: Duration = Duration::from_secs(20);
 
@@ -417,10 +424,14 @@ impl Looks {
         match self.inspector.inspect(pid) {
             Inspection::Python(process) => out.push(Finding::Python(process)),
             Inspection::Starting(why) => {
-                if !self.look_again(pid, attempt) {
-                    let why = format!("its interpreter never came up: {why}");
+                if self.look_again(pid, attempt) {
+                    return;
+                }
+                if attempt != IDLE {
+                    let why = format!("its interpreter has not come up: {why}");
                     out.push(Finding::Unsupported(pid, why));
                 }
+                self.waiting.push((Instant::now() + IDLE_EVERY, pid, IDLE));
             }
             // What does not fit together may be half-made: it is being started.
             Inspection::Unsupported(Unsupported::SelfCheck(..))
@@ -516,5 +527,74 @@ fn work(
         if !send(&mut found) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    /// An interpreter that runs nothing is given up in a while, with the reason, said once; it is understood as soon
+    /// as it runs something.
+    #[test]
+    fn idle_interpreters_come_up() {
+        let Some(python) = xtask::bed::interpreter::system() else {
+            println!("SKIPPED: there is no /usr/bin/python3");
+            return;
+        };
+        // Between two lines that it is given, no code runs.
+        let mut child = Command::new(python.program)
+            .args(["-i", "-q"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let mut stdin = child.stdin.take().unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        stdin.write_all(b"print('up', flush=True)\n").unwrap();
+        assert_eq!(said.next().unwrap().unwrap(), "up");
+
+        let mut looks = Looks::default();
+        let mut found = Vec::new();
+        let last = (0..).take_while(|&attempt| retry_after(attempt).is_some());
+        let last = u32::try_from(last.count()).unwrap();
+        loop {
+            looks.look(pid, last, &mut found);
+            // It may not have returned yet from what it was given.
+            if !matches!(found[..], [Finding::Python(_)]) {
+                break;
+            }
+            found.clear();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(
+            matches!(&found[..], [Finding::Unsupported(it, why)] if *it == pid && why.contains("runs no Python")),
+            "{found:?}"
+        );
+        let again = looks.waiting.pop().unwrap();
+        assert_eq!((again.1, again.2), (pid, IDLE));
+        found.clear();
+        looks.look(pid, IDLE, &mut found);
+        assert!(found.is_empty() && looks.waiting.len() == 1, "{found:?}");
+
+        stdin
+            .write_all(b"print('up', flush=True) or __import__('time').sleep(1000)\n")
+            .unwrap();
+        assert_eq!(said.next().unwrap().unwrap(), "up");
+        looks.look(pid, IDLE, &mut found);
+        assert!(
+            matches!(&found[..], [Finding::Python(process)] if process.pid == pid),
+            "{found:?}"
+        );
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

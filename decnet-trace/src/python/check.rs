@@ -75,7 +75,7 @@ pub enum Inspection {
 }
 
 /// How long to wait before inspecting a process again that was starting, after `attempt` (from 0)
-/// looks; `None` once it has had a minute, and is given up.
+/// looks; `None` once it has had a minute, and is hardly starting any more.
 pub fn retry_after(attempt: u32) -> Option<Duration> {
     // A worker that takes its time on a busy machine serves as soon as it is up.
     let doubled = attempt.saturating_sub(QUICK_LOOKS).min(7);
