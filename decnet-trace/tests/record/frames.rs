@@ -9,8 +9,11 @@ use std::{
 use tempfile::TempDir;
 
 use super::support::{
-    AGENT, Running, alone, can_run, name, on_each, reported, said, system, total,
+    AGENT, Running, alone, can_run, long, name, on_each, reported, said, system, total,
 };
+
+/// How often a program is recorded at most, for each of its stacks to be sampled.
+const RECORDINGS: usize = 5;
 
 /// The names of a stack, outermost first.
 type Names = Vec<String>;
@@ -39,35 +42,53 @@ fn stacks_are_those_that_the_program_has() {
             lines.entry(names).or_default().insert(calls.collect());
         }
         let pid = running.pid();
-        let (stacks, report) = reported(&["-p", &pid, "-d", "2", "-r", "499"]);
+        let duration = long(2).to_string();
         let mut seen = HashSet::new();
-        for frames in stacks.keys() {
-            let names: Names = frames.iter().map(|frame| name(frame).to_owned()).collect();
-            let Some(lines) = lines.get(&names) else {
+        let (mut samples, mut outside) = (0, 0);
+        // Where other programs take the CPUs, the program has not come to all of it in two seconds.
+        for _ in 0..RECORDINGS {
+            let (stacks, report) = reported(&["-p", &pid, "-d", &duration, "-r", "499"]);
+            samples += total(&stacks);
+            outside += said(&report, "outside Python");
+            for frames in stacks.keys() {
+                let names: Names = frames.iter().map(|frame| name(frame).to_owned()).collect();
+                let Some(lines) = lines.get(&names) else {
+                    assert!(
+                        possible.contains(&names),
+                        "{}: impossible stack {frames:?}",
+                        python.name()
+                    );
+                    continue;
+                };
+                let calls: Vec<u32> = frames[..frames.len() - 1]
+                    .iter()
+                    .map(|frame| {
+                        let (_, line) = frame.trim_end_matches(')').rsplit_once(':').unwrap();
+                        line.parse().unwrap()
+                    })
+                    .collect();
                 assert!(
-                    possible.contains(&names),
-                    "{}: impossible stack {frames:?}",
+                    lines.contains(&calls),
+                    "{}: {frames:?} is not of lines {lines:?}",
                     python.name()
                 );
-                continue;
-            };
-            let calls: Vec<u32> = frames[..frames.len() - 1]
-                .iter()
-                .map(|frame| {
-                    let (_, line) = frame.trim_end_matches(')').rsplit_once(':').unwrap();
-                    line.parse().unwrap()
-                })
-                .collect();
-            assert!(
-                lines.contains(&calls),
-                "{}: {frames:?} is not of lines {lines:?}",
-                python.name()
-            );
-            seen.insert(names);
+                seen.insert(names);
+            }
+            if seen.len() == lines.len() {
+                break;
+            }
         }
-        assert_eq!(seen.len(), lines.len(), "{}: {report}", python.name());
-        let outside = said(&report, "outside Python");
-        assert!(outside <= 1 + total(&stacks) / 1000, "{report}");
+        let figures = format!(
+            "{}: {samples} samples, {outside} outside Python",
+            python.name()
+        );
+        println!("{figures}");
+        let missing: Vec<_> = lines
+            .keys()
+            .filter(|names| !seen.contains(*names))
+            .collect();
+        assert!(missing.is_empty(), "{figures}, and none of {missing:?}");
+        assert!(outside <= 1 + samples / 1000, "{figures}");
     });
 }
 
