@@ -91,11 +91,20 @@ fn warm_up(window: Duration) -> Duration {
     (window / 6).max(Duration::from_millis(200))
 }
 
+/// The setup for a route, with windows of its length.
+fn of_route(setup: &Setup, scenario: Scenario) -> Setup {
+    Setup {
+        window: setup.window * scenario.windows,
+        ..setup.clone()
+    }
+}
+
 /// How long it takes.
 pub fn plan(setup: &Setup) -> Duration {
     let mut planned = Duration::ZERO;
     for scenario in &setup.scenarios {
         planned += Duration::from_secs(12);
+        let setup = &of_route(setup, *scenario);
         for &pace in paces(scenario.name, setup.quick) {
             let variants = variants(scenario.name, pace, setup.quick);
             let round: Duration = variants.iter().map(|variant| variant.cost(setup)).sum();
@@ -243,6 +252,7 @@ fn route(
     progress: &mut Progress,
     report: &mut Report,
 ) -> Result<()> {
+    let setup = &of_route(setup, scenario);
     let mut saturated = None;
     let all = variants(scenario.name, Pace::Saturated, setup.quick);
     let fleet = Fleet::start(services, &all)?;
