@@ -325,14 +325,21 @@ mod tests {
     use super::*;
     use crate::export::tests::span;
 
+    /// Longer than any test takes.
+    const PATIENT: Duration = Duration::from_secs(3600);
+
     fn queue(spans: usize, bytes: usize) -> (Queue, Arc<Counters>) {
+        waiting(Duration::from_millis(20), spans, bytes)
+    }
+
+    fn waiting(delay: Duration, spans: usize, bytes: usize) -> (Queue, Arc<Counters>) {
         let counters = Arc::new(Counters::new());
         let limits = Limits {
             spans,
             bytes,
             take_spans: 4,
             take_bytes: usize::MAX,
-            delay: Duration::from_millis(20),
+            delay,
         };
         let queue = Queue::new(limits, Arc::clone(&counters), Count::OtlpQueueFull);
         (queue, counters)
@@ -376,11 +383,13 @@ mod tests {
     /// A few spans wait for more, but no longer than the delay; enough of them do not wait.
     #[test]
     fn waits_for_enough_or_for_the_delay() {
+        let (patient, _) = waiting(PATIENT, 100, usize::MAX);
+        let begin = Instant::now();
+        patient.push(batch(&[1, 2, 3, 4, 5]));
+        assert_eq!(patient.next_blocking().unwrap().len(), 1);
+        assert!(begin.elapsed() < PATIENT);
         let (queue, _) = queue(100, usize::MAX);
         let begin = Instant::now();
-        queue.push(batch(&[1, 2, 3, 4, 5]));
-        assert_eq!(queue.next_blocking().unwrap().len(), 1);
-        assert!(begin.elapsed() < Duration::from_millis(15));
         queue.push(batch(&[6]));
         assert_eq!(starts(&queue.next_blocking().unwrap()), [6]);
         assert!(begin.elapsed() >= Duration::from_millis(20));
@@ -389,19 +398,17 @@ mod tests {
     /// A consumer that has other things to do gets nothing after its time, and what is due before.
     #[test]
     fn waits_no_longer_than_asked() {
+        let (patient, _) = waiting(PATIENT, 100, usize::MAX);
+        let begin = Instant::now();
+        for time in [Duration::from_millis(5), Duration::ZERO] {
+            assert!(patient.next_within(time).unwrap().is_empty());
+            patient.push(batch(&[1]));
+        }
+        assert!(begin.elapsed() < PATIENT);
         let (queue, _) = queue(100, usize::MAX);
-        assert!(
-            queue
-                .next_within(Duration::from_millis(5))
-                .unwrap()
-                .is_empty()
-        );
         queue.push(batch(&[1]));
-        assert!(queue.next_within(Duration::ZERO).unwrap().is_empty());
-        assert_eq!(
-            starts(&queue.next_within(Duration::from_secs(60)).unwrap()),
-            [1]
-        );
+        assert_eq!(starts(&queue.next_within(PATIENT).unwrap()), [1]);
+        assert!(begin.elapsed() < PATIENT);
         queue.stop(Instant::now() + Duration::from_secs(1));
         assert!(queue.next_within(Duration::from_secs(60)).is_none());
     }

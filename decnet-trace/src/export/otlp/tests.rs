@@ -170,7 +170,8 @@ struct Bench {
 fn config(endpoint: impl ToString) -> OtlpConfig {
     OtlpConfig {
         logs: false,
-        timeout: Duration::from_secs(2),
+        // More than an answer takes on a machine that has other things to do.
+        timeout: Duration::from_secs(30),
         limits: Limits {
             spans: 100,
             take_spans: 10,
@@ -219,7 +220,7 @@ impl Bench {
     fn wait(&self, count: Count, value: u64) {
         let begin = Instant::now();
         while self.counters.get(count) < value {
-            assert!(begin.elapsed() < Duration::from_secs(15), "{count:?}");
+            assert!(begin.elapsed() < Duration::from_secs(60), "{count:?}");
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -234,7 +235,8 @@ impl Bench {
         self.stop.send_replace(Some(begin + time));
         self.queue.stop(begin + time);
         self.thread.join().unwrap();
-        assert!(begin.elapsed() < time + Duration::from_millis(300));
+        // Less than a request may take.
+        assert!(begin.elapsed() < time + Duration::from_secs(20));
         let left = self.queue.drain();
         self.counters.add(Count::OtlpStopped, left);
         let sum: u64 = [
@@ -253,7 +255,8 @@ impl Bench {
     }
 }
 
-const SOON: Duration = Duration::from_secs(5);
+/// More than a flush takes on a machine that has other things to do.
+const SOON: Duration = Duration::from_secs(60);
 
 /// Spans arrive, with the headers asked for, compressed where asked; the rest is flushed at the stop.
 #[test]
@@ -387,7 +390,7 @@ fn waits_for_an_endpoint() {
 fn outlasts_a_hang() {
     let collector = Collector::start(&[Act::Hang, Act::Accept]);
     let mut bench = Bench::start(OtlpConfig {
-        timeout: Duration::from_millis(100),
+        timeout: Duration::from_secs(1),
         ..config(collector.address)
     });
     bench.push(5);
@@ -422,8 +425,8 @@ fn does_not_wait_for_nobody() {
     bench.push(5);
     bench.wait(Count::OtlpFailedAttempts, 1);
     let begin = Instant::now();
-    let counters = bench.stop(SOON);
-    assert!(begin.elapsed() < Duration::from_secs(2));
+    let counters = bench.stop(Duration::from_secs(600));
+    assert!(begin.elapsed() < Duration::from_secs(60));
     assert_eq!(counters.get(Count::OtlpStopped), 5);
 }
 
@@ -529,7 +532,7 @@ fn outlasts_a_dead_connection() {
 fn gives_up_in_time() {
     let collector = Collector::start(&[Act::Refuse(Code::Unavailable, None)]);
     let mut bench = Bench::start(OtlpConfig {
-        retry_for: Duration::from_millis(100),
+        retry_for: Duration::from_secs(1),
         ..config(collector.address)
     });
     bench.push(5);
