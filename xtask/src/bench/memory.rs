@@ -93,7 +93,8 @@ pub fn plan(setup: &Setup) -> Duration {
     let goals = goals.chain(rates(setup.quick).iter().copied().map(is_goal_of_rate));
     let goals = goals.chain(connections(setup.quick).iter().map(|_| false));
     let states = goals.map(|goal| look(setup, goal) + BETWEEN);
-    states.sum::<Duration>() + setup.growth
+    let resting = u32::try_from(processes(setup.quick).len()).unwrap_or(0) * rest(setup);
+    states.sum::<Duration>() + resting + setup.growth
 }
 
 /// The agent at one moment after another.
@@ -174,7 +175,7 @@ pub fn run(
         let what = format!("{count} idle processes");
         progress.step(
             &format!("memory, {what}"),
-            look(setup, is_goal_of_processes(count)) + BETWEEN,
+            look(setup, is_goal_of_processes(count)) + BETWEEN + rest(setup),
         )?;
         let seen = idle(setup, services, count, progress)?;
         let [rss, maps, cpu] = seen.note(&format!("memory/processes/{count}"), report);
@@ -256,7 +257,13 @@ fn idle(setup: &Setup, services: &Services, count: usize, progress: &Progress) -
         .context("the agent does not trace all of them")?;
     // Until all of them have been looked into.
     settle(&agent, progress)?;
+    progress.sleep(rest(setup))?;
     Seen::of(&agent, look(setup, is_goal_of_processes(count)), progress)
+}
+
+/// How long the agent rests before its idling is looked at: what may yet load SQLite is looked at ever less often.
+const fn rest(setup: &Setup) -> Duration {
+    Duration::from_secs(if setup.quick { 0 } else { 10 })
 }
 
 /// Waits until the agent has nothing more to do with its targets.
