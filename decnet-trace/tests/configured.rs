@@ -247,7 +247,7 @@ fn planted_secrets() {
     });
     let spans = agent.path("spans.jsonl");
     wait_until("the spans stand in the file", || {
-        support::spans(&spans).len() >= count
+        support::spans_so_far(&spans).len() >= count
     });
     // The last of them has a header that stays.
     wait_until("the spans are stored", || contents(&store).contains("blue"));
@@ -370,7 +370,7 @@ fn reloads() {
         ask(address, &format!("GET {path} HTTP/1.1"), "");
     };
     let route = |file: &Path, path: &str| {
-        let spans = support::spans(file);
+        let spans = support::spans_so_far(file);
         let span = spans.iter().find(|span| span.text("url.path") == path);
         span.map(|span| span.text("http.route").to_owned())
     };
@@ -443,7 +443,7 @@ fn reloads_targets_rates_and_sampling() {
     };
     let request = |address, path: &str| ask(address, &format!("GET {path} HTTP/1.1"), "");
     let client = |path: &str| {
-        let spans = support::spans(&file);
+        let spans = support::spans_so_far(&file);
         let span = spans.iter().find(|span| span.text("url.path") == path);
         span.map(|span| span.text("client.address").to_owned())
     };
@@ -481,7 +481,7 @@ fn reloads_targets_rates_and_sampling() {
     std::thread::sleep(Duration::from_millis(300));
     request(second, "/dropped");
     // What was asked before a reload is decided before it.
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(1500));
 
     write(second.port(), "[sampling]\nsample = 1");
     reload();

@@ -25,7 +25,7 @@ use decnet_trace::{
 };
 use xtask::bed::collector::{Collected, Collector, Point};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 fn resource(name: &str) -> Arc<Resource> {
     let text = |text: &str| Value::Str(text.into());

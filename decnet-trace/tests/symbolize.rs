@@ -7,7 +7,10 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver},
+    },
     time::Duration,
 };
 
@@ -569,7 +572,7 @@ fn workers_share_a_file_until_the_last_ends() {
         worker.end();
         let process = ProcessId(u64::from(worker.id()));
         symbols.client.process_ended(process, worker.id());
-        assert!(symbols.client.flush(Duration::from_secs(10)));
+        assert!(symbols.client.flush(Duration::from_secs(60)));
         assert_eq!(descriptors_of(&path), usize::from(ended < 2));
     }
 }
@@ -610,12 +613,12 @@ fn what_is_let_go_is_named_again() {
     assert!(symbols.count(Reason::CacheEmptied) > 0);
 }
 
-/// Knows no frame, slowly.
-struct Slow;
+/// Knows no frame, and does not say so before the other end is dropped.
+struct Slow(Receiver<()>);
 
 impl PythonFrames for Slow {
     fn resolve(&mut self, _tgid: u32, frames: &[PyFrame], found: &mut Vec<Option<PythonLocation>>) {
-        std::thread::sleep(Duration::from_millis(200));
+        let _ = self.0.recv();
         found.resize(frames.len(), None);
     }
 
@@ -629,7 +632,8 @@ fn a_full_queue_refuses() {
         queue: 2,
         ..Limits::default()
     };
-    let (client, thread) = symbolize::spawn(limits, Box::new(Slow)).unwrap();
+    let (let_go, held) = mpsc::channel();
+    let (client, thread) = symbolize::spawn(limits, Box::new(Slow(held))).unwrap();
     let offered = (0..6)
         .filter(|&id| {
             client.offer(Box::new(RawStack {
@@ -645,9 +649,10 @@ fn a_full_queue_refuses() {
         })
         .count();
     assert!((2..=4).contains(&offered), "{offered} were taken");
+    drop(let_go);
     let refused = client.stats().get(Reason::QueueFull);
     assert_eq!(refused, 6 - offered as u64);
-    assert!(client.flush(Duration::from_secs(10)));
+    assert!(client.flush(Duration::from_secs(60)));
     assert_eq!(client.take(StackId(6)).len(), offered);
     assert_eq!(client.stats().get(Reason::PythonUnknown), offered as u64);
     drop(client);

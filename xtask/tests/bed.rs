@@ -147,7 +147,7 @@ fn rate_and_duration() {
         .duration(Duration::from_secs(1))
         .run()
         .unwrap();
-    assert!(start.elapsed() < Duration::from_secs(3));
+    assert!(start.elapsed() < Duration::from_secs(20));
     assert!(
         (80..=101).contains(&truths.len()),
         "{} requests",
@@ -184,7 +184,7 @@ fn end_of_a_service() {
     let load = Load::new(service.target.clone(), [Request::get("/slow?ms=60000")]).connections(2);
     let truths = thread::scope(|scope| {
         let load = scope.spawn(|| load.count(2).run().unwrap());
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_secs(2));
         drop(service);
         load.join().unwrap()
     });
@@ -261,7 +261,7 @@ provider.shutdown()
         .unwrap();
     assert!(sent.success());
     let spans = collector
-        .wait_for_spans(200, Duration::from_secs(20))
+        .wait_for_spans(200, Duration::from_secs(60))
         .unwrap();
     assert_eq!(spans.len(), 200);
     let ids: HashMap<_, _> = spans.iter().map(|span| (&span.span_id, span)).collect();

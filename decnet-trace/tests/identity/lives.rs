@@ -17,7 +17,11 @@ use xtask::bed::{
     service::{Http, Loop, Service},
 };
 
-use super::{Agent, Services, can_run, check_complete, count, support::side_by_side, verdicts};
+use super::{
+    Agent, CLIENT, Services, can_run, check_complete, count,
+    support::{Span, side_by_side},
+    verdicts,
+};
 
 /// Ways of `callers.py`, one of each kind, and how many calls a request of each makes.
 const WAYS: [(&str, usize); 6] = [
@@ -83,9 +87,29 @@ fn workers_that_are_killed() {
     };
     let truth = load(80, "calm").run().unwrap();
     assert!(truth.iter().all(|request| request.complete));
-    thread::sleep(Duration::from_millis(700));
+    let due = [
+        (SERVER, 80 * WAYS.len()),
+        (
+            CLIENT,
+            80 * WAYS.iter().map(|(_, calls)| calls).sum::<usize>(),
+        ),
+    ];
+    agent.wait_until("the spans of the calm", || {
+        let spans = agent.spans_so_far();
+        due.iter().all(|&(kind, due)| {
+            let is_calm = |span: &&Span| {
+                let url = if kind == SERVER {
+                    "url.path"
+                } else {
+                    "url.full"
+                };
+                span.kind == kind && span.text(url).contains("/calm-")
+            };
+            spans.iter().filter(is_calm).count() >= due
+        })
+    });
     let seen = super::Seen {
-        spans: super::support::spans(&agent.path("spans.jsonl")),
+        spans: agent.spans_so_far(),
         output: agent.output(),
     };
     let all = verdicts(&seen);

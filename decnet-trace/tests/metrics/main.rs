@@ -13,7 +13,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use support::{Agent, Span};
@@ -78,6 +78,19 @@ fn scraped(address: SocketAddr) -> BTreeMap<u16, u64> {
     counts
 }
 
+/// The same, when as many were counted, at the latest after a minute.
+fn scraped_all(address: SocketAddr, want: &BTreeMap<u16, u64>) -> BTreeMap<u16, u64> {
+    let begin = Instant::now();
+    loop {
+        let counts = scraped(address);
+        let is_all = counts.values().sum::<u64>() >= want.values().sum();
+        if is_all || begin.elapsed() > Duration::from_secs(60) {
+            return counts;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// The last point of each series: all are cumulative.
 fn last(points: Vec<Point>, metric: &str) -> Vec<Point> {
     let mut last = BTreeMap::new();
@@ -134,13 +147,21 @@ fn metrics_equal_the_clients_counts() {
     std::thread::sleep(Duration::from_millis(500));
     let mut want = by_status(&truth);
     *want.entry(200).or_default() += 40;
-    assert_eq!(scraped(listen), want);
+    assert_eq!(scraped_all(listen, &want), want);
     drop(service);
-    std::thread::sleep(Duration::from_millis(500));
+    let gone = format!("no longer tracing pid {pid}: it ended");
+    agent.wait_until(&gone, || agent.output().contains(&gone));
     let seen = agent.stop();
-    let records = collector.records().unwrap();
-    let gone = format!("Str(no longer tracing pid {pid}: it ended)");
-    assert!(records.contains(&gone), "{records:?}");
+    // The collector prints what it has taken a moment later.
+    let (begin, gone) = (Instant::now(), format!("Str({gone})"));
+    loop {
+        let records = collector.records().unwrap();
+        if records.contains(&gone) {
+            break;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "{records:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let (spans, points) = collector.stop().unwrap();
     assert_eq!(spans.len(), 6040, "{}", seen.output);
     let durations = last(points.clone(), DURATION);

@@ -8,7 +8,7 @@ use xtask::bed::{
 };
 
 use super::{
-    by_status, free_port, load, scraped,
+    by_status, free_port, load, scraped_all,
     support::{self, Agent, Seen, Span},
 };
 
@@ -74,7 +74,8 @@ fn samples_what_was_asked_for() {
     assert!(off(wanted.len(), given.len()) < 3.0, "{}", wanted.len());
 
     let truth = load(&service, requests, REQUESTS);
-    assert_eq!(scraped(listen), by_status(&truth));
+    let want = by_status(&truth);
+    assert_eq!(scraped_all(listen, &want), want);
     let seen = agent.stop();
     let errors = truth.iter().filter(|truth| truth.status == 500).count();
     let failed = of_reason(&seen, "error");

@@ -180,7 +180,10 @@ fn servers_are_found() {
         paths.push(path.clone());
     }
     let asking = u64::from(asks.process.pid());
-    sleep(Duration::from_millis(500));
+    agent.wait_until("what is asked", || {
+        let spans = agent.spans_so_far();
+        spans.iter().any(|span| span.text("url.path") == "/asked")
+    });
     drop((asks, before));
     // One after the other: the first request comes a second after it listens.
     for (name, command) in &kinds {

@@ -5,6 +5,10 @@ use std::{
     net::TcpListener,
     path::PathBuf,
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, sleep},
     time::{Duration, Instant},
 };
@@ -56,6 +60,9 @@ fn collectors_that_fail() {
             assert_eq!(get(service.addr(), "/"), 200);
         }
         sleep(Duration::from_millis(1500));
+        if endpoint == &endpoints[1] {
+            agent.wait_until("that it fails", || agent.output().contains("fails"));
+        }
         let began = Instant::now();
         let seen = agent.stop();
         assert!(began.elapsed() < END, "{endpoint}: {:?}", began.elapsed());
@@ -163,10 +170,13 @@ fn stopped_under_load() {
     let pid = service.pid.to_string();
     let target = service.target.clone();
     let mut agent = Agent::start(&["--pid", &pid]);
+    let over = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&over);
     let load = thread::spawn(move || {
         Load::new(target, vec![Request::get("/"), Request::get("/items/1")])
             .connections(16)
-            .duration(Duration::from_secs(4))
+            .duration(PATIENCE)
+            .stop_on(&stop)
             .run()
             .unwrap()
     });
@@ -175,6 +185,9 @@ fn stopped_under_load() {
     agent.signal(Signal::TERM);
     assert!(agent.wait().success(), "{}", agent.output());
     let ended = monotonic_ns();
+    // The load outlives it.
+    sleep(Duration::from_millis(500));
+    over.store(true, Ordering::Relaxed);
     let truth = load.join().unwrap();
     let over = truth.iter().filter(|one| one.end < stopped).count();
     let begun = truth.iter().filter(|one| one.start < ended).count();
@@ -215,7 +228,7 @@ fn many_processes() {
         "i=0; while [ $i -lt 20000 ]; do /bin/true; (:); (:); (:); (:); i=$((i+1)); done",
     ]);
     let mut loops = Process::start(&mut shell, &folder.path().join("log")).unwrap();
-    assert!(loops.wait(Duration::from_secs(240)).unwrap().success());
+    assert!(loops.wait(Duration::from_secs(600)).unwrap().success());
     let service = Service::builder().start().unwrap();
     let pid = u64::from(service.pid);
     // Found at the latest now, however much there was to look at.

@@ -1,6 +1,7 @@
 //! `decnet-trace dump`, from its command line to what it prints.
 
 use std::{
+    fs,
     process::Command,
     time::{Duration, Instant},
 };
@@ -120,6 +121,21 @@ fn tasks() {
     }
 }
 
+/// Waits until a process's main thread sleeps, as the kernel says.
+fn wait_until_asleep(pid: u32) {
+    let begin = Instant::now();
+    let sleeps = [libc::SYS_nanosleep, libc::SYS_clock_nanosleep].map(|call| call.to_string());
+    loop {
+        let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+        let number = call.split_whitespace().next().unwrap_or_default();
+        if sleeps.iter().any(|sleep| sleep == number) {
+            return;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "{pid}: {call}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A process that is stuck in C with the GIL, in which nothing of Python could answer, is read at once: who has
 /// the GIL, and from where.
 #[test]
@@ -131,7 +147,7 @@ fn a_process_that_is_stuck_with_the_gil() {
             println!("SKIPPED: {name}: it has no ctypes");
             continue;
         }
-        std::thread::sleep(Duration::from_millis(100));
+        wait_until_asleep(running.pid());
         let start = Instant::now();
         let read = json(&running);
         assert!(start.elapsed() < Duration::from_secs(10), "{name}");

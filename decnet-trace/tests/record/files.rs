@@ -88,7 +88,18 @@ fn record_into(pid: &str, file: &Path, temporary: &Path, meanwhile: impl FnOnce(
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    thread::sleep(Duration::from_millis(600));
+    // Where the profile is to go is looked at before any program is loaded.
+    let has_programs = || {
+        let open = fs::read_dir(format!("/proc/{}/fdinfo", recorder.id())).unwrap();
+        open.flatten()
+            .filter_map(|file| fs::read_to_string(file.path()).ok())
+            .any(|about| about.contains("prog_id:"))
+    };
+    let begin = Instant::now();
+    while !has_programs() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "it records");
+        thread::sleep(Duration::from_millis(5));
+    }
     meanwhile();
     recorder.wait_with_output().unwrap()
 }

@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -106,6 +106,20 @@ impl Agent {
     /// What it has logged and printed.
     pub(crate) fn output(&self) -> String {
         self.process.output().unwrap()
+    }
+
+    /// Waits until something is so; its log tells where that does not come.
+    pub(crate) fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let begin = Instant::now();
+        while !is_so() {
+            assert!(begin.elapsed() < PATIENCE, "{what}?\n{}", self.output());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The spans that it has written so far. It may be in the middle of a line.
+    pub(crate) fn spans_so_far(&self) -> Vec<Span> {
+        spans_so_far(&self.path("spans.jsonl"))
     }
 
     /// Sends it a signal.
@@ -206,7 +220,16 @@ impl Span {
 
 /// The spans of a file of OTLP/JSON lines.
 pub(crate) fn spans(path: &Path) -> Vec<Span> {
+    parse(&fs::read_to_string(path).unwrap_or_default())
+}
+
+/// The same while they are written: the last line may not be whole.
+pub(crate) fn spans_so_far(path: &Path) -> Vec<Span> {
     let text = fs::read_to_string(path).unwrap_or_default();
+    parse(text.rsplit_once('\n').map_or("", |(whole, _)| whole))
+}
+
+fn parse(text: &str) -> Vec<Span> {
     let attributes = |value: &Value| -> HashMap<String, Value> {
         value
             .as_array()

@@ -34,8 +34,9 @@ def churn():
 
 
 SUB = """
-import time
+import os, time
 def in_sub_interpreter():
+    os.write(%d, b"x")
     time.sleep(100000)
 in_sub_interpreter()
 """
@@ -52,8 +53,9 @@ def sub():
             return
     other = interpreters.create()
     run = getattr(interpreters, "run_string", None) or interpreters.exec
-    threading.Thread(target=run, args=(other, SUB), daemon=True).start()
-    time.sleep(0.5)
+    up, tell = os.pipe()
+    threading.Thread(target=run, args=(other, SUB % tell), daemon=True).start()
+    os.read(up, 1)
     print("true", flush=True)
     sys.stdin.read()
 

@@ -10,7 +10,12 @@ except ImportError:
     sys.exit()
 
 
+up = threading.Lock()
+up.acquire()
+
+
 def waits():
+    up.release()
     time.sleep(100000)
 
 
@@ -21,5 +26,5 @@ def keeps_the_gil():
 
 
 threading.Thread(target=waits, daemon=True).start()
-time.sleep(0.1)
+up.acquire()
 keeps_the_gil()
