@@ -100,7 +100,7 @@ fn steady_state() {
 
 /// In steady state a request of a browser becomes a span with one allocation, that of its attributes; a
 /// path that is long and new costs one more, and the call that it is for another process two: its path
-/// and its URL.
+/// and its URL, or one where the URL is that of a call before it.
 #[test]
 fn spans() {
     let resource = Arc::new(Resource {
@@ -153,5 +153,6 @@ fn spans() {
     assert_eq!(of("/items/8", true), 1);
     assert_eq!(of(&long(7), true), 2);
     assert_eq!(of("/items/8", false), 2);
+    assert_eq!(of("/items/8", false), 1);
     assert_eq!(of(&long(8), false), 3);
 }

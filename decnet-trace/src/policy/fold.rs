@@ -1,6 +1,6 @@
 //! Folding: what looks like an id in a path gives way to a placeholder.
 
-use super::segment::{Secret, Shape, is_hash, parts, shape};
+use super::segment::{SECRET_MIN, Secret, Shape, is_hash, parts, shape};
 
 /// The most segments of a folded path; the rest is one placeholder.
 const SEGMENTS_MAX: usize = 12;
@@ -23,7 +23,8 @@ pub(super) fn fold(path: &str, out: &mut String) {
             return;
         }
         // Matrix parameters are no part of a route.
-        let segment = segment.split(';').next().unwrap_or_default();
+        let end = memchr::memchr(b';', segment.as_bytes()).unwrap_or(segment.len());
+        let segment = &segment[..end];
         match shape(segment) {
             Shape::Number => out.push_str("{id}"),
             Shape::Uuid => out.push_str("{uuid}"),
@@ -32,10 +33,15 @@ pub(super) fn fold(path: &str, out: &mut String) {
             Shape::Secret(Secret::Email) => out.push_str("{email}"),
             Shape::Secret(Secret::Card) => out.push_str("{card}"),
             Shape::Secret(Secret::Token) => out.push_str("{token}"),
-            Shape::Plain if is_version(segment) => out.push_str(segment),
+            Shape::Plain if is_word(segment) || is_version(segment) => out.push_str(segment),
             Shape::Plain => fold_parts(segment, out),
         }
     }
+}
+
+/// Without a digit there is no id in a plain segment that is too short for a hash of letters alone.
+fn is_word(segment: &str) -> bool {
+    segment.len() < SECRET_MIN && !segment.bytes().any(|b| b.is_ascii_digit())
 }
 
 /// `v1`, `v1.43`, `2.0`.
@@ -153,6 +159,16 @@ mod tests {
     }
 
     proptest! {
+        /// A word folds to itself part by part too.
+        #[test]
+        fn words_have_no_ids(word in "[a-zA-F._%-]{0,16}", any in "\\PC{0,14}") {
+            for text in [word, any] {
+                let mut parts = String::new();
+                fold_parts(&text, &mut parts);
+                prop_assert!(!is_word(&text) || parts == text, "{}", text);
+            }
+        }
+
         /// Any path folds, to a bounded text.
         #[test]
         fn folds_anything(path in "\\PC*", segments in "(/[a-z0-9.;@%-]{0,40}){0,30}") {

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use super::{
-    segment::{CARD_MIN, DECODINGS, MASK, find_card, is_secret},
+    segment::{CARD_MIN, DECODINGS, MASK, SECRET_MIN, find_card, is_secret, may_hold_at},
     template::decoded,
 };
 
@@ -45,6 +45,9 @@ pub(super) fn whole_words(text: &str, max: usize) -> &str {
 
 /// Masks the labels of a host's name that look like secrets. An address has none.
 pub(super) fn host(host: &str) -> Cow<'_, str> {
+    if host.len() < SECRET_MIN {
+        return Cow::Borrowed(host);
+    }
     match cards(host) {
         Cow::Borrowed(host) => labels(host),
         Cow::Owned(host) => Cow::Owned(labels(&host).into_owned()),
@@ -56,8 +59,8 @@ fn labels(host: &str) -> Cow<'_, str> {
         host,
         |c| matches!(c, '.' | ':'),
         |label| {
-            // No shorter text is a token or a card.
-            (label.len() >= CARD_MIN && is_secret(label)).then_some(MASK)
+            // A shorter one is no e-mail address.
+            (label.len() >= SECRET_MIN && is_secret(label)).then_some(MASK)
         },
     )
 }
@@ -85,6 +88,13 @@ pub(super) const CREDENTIALS: &str = "REDACTED:REDACTED";
 /// Masks the credentials of the URLs in a text, `https://user:password@host`; all of the text where
 /// percent-encoding hides such a URL.
 pub(super) fn credentials(text: &str) -> Cow<'_, str> {
+    if !may_hold_at(text.as_bytes()) {
+        return Cow::Borrowed(text);
+    }
+    masked_credentials(text)
+}
+
+fn masked_credentials(text: &str) -> Cow<'_, str> {
     let masked = plain_credentials(text);
     match hides_credentials(&masked) {
         true => Cow::Borrowed(MASK),
@@ -94,6 +104,13 @@ pub(super) fn credentials(text: &str) -> Cow<'_, str> {
 
 /// The same in each segment of a path, or parameter of a query.
 pub(super) fn credentials_between<'t>(text: &'t str, separators: &[char]) -> Cow<'t, str> {
+    if !may_hold_at(text.as_bytes()) {
+        return Cow::Borrowed(text);
+    }
+    masked_between(text, separators)
+}
+
+fn masked_between<'t>(text: &'t str, separators: &[char]) -> Cow<'t, str> {
     let masked = plain_credentials(text);
     if !hides_credentials(&masked) {
         return masked;
@@ -357,6 +374,24 @@ mod tests {
     }
 
     proptest! {
+        /// What is passed over because it can hold no credentials holds none, and a host's name that is too short
+        /// for a secret has none.
+        #[test]
+        fn passes_over_nothing(
+            urls in "(://|[a-c:@/%;=&]|%40|%25|%3A|%2F|[ .]){0,40}",
+            name in "[a-f0-9.:@%-]{0,16}",
+            any in "\\PC{0,40}",
+        ) {
+            for text in [urls, name, any] {
+                prop_assert_eq!(credentials(&text), masked_credentials(&text), "{}", text);
+                let separators = ['/', ';', '='];
+                let between = credentials_between(&text, &separators);
+                prop_assert_eq!(between, masked_between(&text, &separators), "{}", text);
+                let numbers = cards(&text);
+                prop_assert_eq!(host(&text), labels(&numbers), "{}", text);
+            }
+        }
+
         /// Any text is masked, and masking again changes nothing.
         #[test]
         fn holds_for_anything(text in "\\PC{0,80}", urls in "(://|[a-c:@/%]|%40|%25|%3A|%2F|[ .]){0,40}") {

@@ -35,8 +35,14 @@ pub(super) enum Secret {
 /// Hex digits from this many on may be a key, and not just a name of something.
 const SECRET_HEX: usize = 32;
 
+/// No shorter piece is a card or a token.
+pub(super) const SECRET_MIN: usize = CARD_MIN;
+
 /// The shortest random text that is taken for a token.
 const TOKEN_MIN: usize = 16;
+
+const _: () =
+    assert!(SECRET_MIN <= CARD_MIN && SECRET_MIN <= TOKEN_MIN && SECRET_MIN <= SECRET_HEX);
 
 /// From this many characters on, a few changes tell a token.
 const LONG: usize = 24;
@@ -63,6 +69,33 @@ pub(super) const DECODINGS: usize = 5;
 /// Looks at a piece of a path (between slashes) or of a query (a name or a value), percent-encoded
 /// as it stood.
 pub(super) fn shape(text: &str) -> Shape {
+    if let Some(shape) = obvious(text.as_bytes()) {
+        return shape;
+    }
+    looked_at(text)
+}
+
+/// The shape of a short piece that is a word or a number, which most are.
+fn obvious(bytes: &[u8]) -> Option<Shape> {
+    if bytes.len() >= SECRET_MIN {
+        return None;
+    }
+    let mut digits = 0;
+    for byte in bytes {
+        match byte {
+            b'0'..=b'9' => digits += 1,
+            b'a'..=b'z' | b'A'..=b'Z' | b'-' | b'_' | b'.' => {}
+            _ => return None,
+        }
+    }
+    match digits {
+        0 => Some(Shape::Plain),
+        _ if digits == bytes.len() => Some(Shape::Number),
+        _ => None,
+    }
+}
+
+fn looked_at(text: &str) -> Shape {
     if memchr::memchr(b'%', text.as_bytes()).is_none() {
         return shape_of(text.as_bytes());
     }
@@ -75,7 +108,27 @@ pub(super) fn shape(text: &str) -> Shape {
 
 /// Whether a piece of a text looks like a secret.
 pub(super) fn is_secret(text: &str) -> bool {
-    matches!(shape(text), Shape::Secret(_))
+    !is_too_short(text.as_bytes()) && matches!(shape(text), Shape::Secret(_))
+}
+
+/// Whether a piece is too short for a secret, and no e-mail address.
+fn is_too_short(bytes: &[u8]) -> bool {
+    bytes.len() < SECRET_MIN && !may_hold_at(bytes)
+}
+
+/// Whether a text holds an `@`, or what may hide one: without, there are no credentials and no e-mail addresses
+/// in it, however often it was percent-encoded.
+pub(super) fn may_hold_at(bytes: &[u8]) -> bool {
+    memchr::memchr2(b'@', b'%', bytes).is_some()
+}
+
+/// Whether all pieces of a path are too short for secrets, and there is nothing else in it to mask.
+pub(super) fn is_harmless(path: &str) -> bool {
+    let mut length = 0;
+    path.bytes().all(|byte| {
+        length = if byte == b'/' { 0 } else { length + 1 };
+        length < SECRET_MIN && !matches!(byte, b'@' | b'%' | b';')
+    })
 }
 
 fn shape_of(bytes: &[u8]) -> Shape {
@@ -478,6 +531,22 @@ mod tests {
     }
 
     proptest! {
+        /// What is told of a short piece in one pass is what a closer look tells.
+        #[test]
+        fn obvious_pieces(
+            word in "[a-zA-F0-9._@%-]{0,16}",
+            digits in "[0-9]{0,16}",
+            hex in "[0-9a-f]{0,16}",
+            escaped in "(%25|%40|[a-z0-9@%.]){0,6}",
+            any in "\\PC{0,16}",
+        ) {
+            for text in [word, digits, hex, escaped, any] {
+                let looked = looked_at(&text);
+                prop_assert!(obvious(text.as_bytes()).is_none_or(|shape| shape == looked), "{}", text);
+                prop_assert_eq!(is_secret(&text), matches!(looked, Shape::Secret(_)), "{}", text);
+            }
+        }
+
         /// Any text has a shape.
         #[test]
         fn never_panics(text in "\\PC*", more in any::<String>()) {

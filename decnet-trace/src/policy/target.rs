@@ -27,9 +27,13 @@ impl<'a> Target<'a> {
                 ..Self::default()
             };
         }
-        let absolute = target
-            .split_once("://")
-            .filter(|(scheme, _)| is_scheme(scheme));
+        // A path is none, and that is what nearly all are.
+        let absolute = match target.as_bytes() {
+            [b'/', ..] => None,
+            _ => target
+                .split_once("://")
+                .filter(|(scheme, _)| is_scheme(scheme)),
+        };
         let (scheme, authority, rest) = match absolute {
             Some((scheme, rest)) => {
                 let end = memchr::memchr2(b'/', b'?', rest.as_bytes()).unwrap_or(rest.len());
@@ -90,10 +94,7 @@ pub(super) fn host_and_port(authority: &str) -> Option<(&str, Option<u16>)> {
                 rest => (host, Some(rest.strip_prefix(':')?)),
             }
         }
-        None => match authority.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (authority, None),
-        },
+        None => before(authority, b':'),
     };
     let is_name = !host.is_empty()
         && host.len() <= 253
@@ -196,6 +197,17 @@ mod tests {
     }
 
     proptest! {
+        /// What begins as a path is all path and query, whatever URLs stand in it.
+        #[test]
+        fn paths_have_no_scheme(target in "/([a-c/?]|://|http://a){0,12}") {
+            let scheme = target.split_once("://").filter(|(scheme, _)| is_scheme(scheme));
+            prop_assert_eq!(scheme, None);
+            let parsed = Target::parse("GET", &target);
+            prop_assert_eq!((parsed.scheme, parsed.authority), (None, None));
+            let query = parsed.query.map_or(String::new(), |query| format!("?{query}"));
+            prop_assert_eq!(format!("{}{query}", parsed.path), target);
+        }
+
         /// Any text is a target, and its parts are found in it.
         #[test]
         fn never_panics(method in "GET|CONNECT|\\PC*", target in "\\PC*") {

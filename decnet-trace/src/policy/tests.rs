@@ -477,6 +477,36 @@ fn masking_can_be_turned_off() {
 }
 
 proptest! {
+    /// What was told before changes nothing: each of many requests has the span that it would have alone, and a call's
+    /// URL is put together of what stands in it.
+    #[test]
+    fn no_span_depends_on_those_before(
+        requests in proptest::collection::vec(
+            (any::<bool>(), "(/[a-c]{1,2}|/[0-9]{1,14}|/[a-z.@%;=-]{0,15}){1,3}", "[a-b]{1,12}", any::<u16>()),
+            1..40,
+        ),
+    ) {
+        let mut policy = policy();
+        for (client, target, host, port) in requests {
+            let exchange = Exchange {
+                role: if client { Role::Client } else { Role::Server },
+                target: target.as_str().into(),
+                host: Some(format!("{host}:{port}").into()),
+                ..served()
+            };
+            let clock = ClockOffset::from_readings(0, 1_000_000);
+            let span = policy.span(&exchange, &resource(), clock, None);
+            let alone = span_of(&exchange);
+            prop_assert_eq!(&span.name, &alone.name);
+            prop_assert_eq!(&span.attributes, &alone.attributes);
+            if client {
+                let path = redact::path(&target);
+                let url = format!("http://{host}:{port}{path}");
+                prop_assert_eq!(text(&span, "url.full"), Some(url.as_str()));
+            }
+        }
+    }
+
     /// Whatever bytes a request is made of, there is a span; its attributes have names of their own,
     /// its size is bounded, and its times are in order.
     #[test]
