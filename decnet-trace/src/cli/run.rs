@@ -115,9 +115,9 @@ pub(super) struct RunArgs {
     duration: Option<u64>,
 
     /// Say so in the log when the agent's own process uses more than so many per cent of one core in a minute;
-    /// 0: never.
-    #[arg(long, value_name = "PERCENT", default_value_t = 5.0, value_parser = percent)]
-    cpu_budget: f64,
+    /// 0: never [default: 5].
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    cpu_budget: Option<f64>,
 
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -243,6 +243,11 @@ impl RunArgs {
                 "profile.rate",
                 "--rate",
                 self.rate.map(|rate| Value::Integer(rate.into())),
+            ),
+            (
+                "agent.cpu_budget",
+                "--cpu-budget",
+                self.cpu_budget.map(Value::Float),
             ),
         ]
         .into_iter()
@@ -431,7 +436,7 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit> {
             blocking: args.no_blocking_turns,
         },
         identities_max: args.identities_max,
-        cpu_budget: (args.cpu_budget > 0.0).then_some(args.cpu_budget),
+        cpu_budget: Some(settings.agent.cpu_budget.0).filter(|percent| *percent > 0.0),
         policy: settings.policy(&mut warnings)?,
         export: ExportConfig {
             otlp,

@@ -17,8 +17,8 @@ use section::{section, sections};
 use serde::{Deserialize, Serialize};
 use value::{
     Address, ClientAddress, Compression, Endpoint, Glob, Header, HeaderList, KeepSlow, Pattern,
-    PerSecond, Place, Protocol, Ratio, RouteText, Sampler, SamplerArg, SignalProtocol, StoreAge,
-    StoreSize, Time,
+    PerSecond, Percent, Place, Protocol, Ratio, RouteText, Sampler, SamplerArg, SignalProtocol,
+    StoreAge, StoreSize, Time,
 };
 
 pub use self::{
@@ -55,6 +55,8 @@ sections! {
         redaction: Redaction,
         /// How routes are named.
         routes: Routes,
+        /// The agent itself.
+        agent: Agent,
     }
 }
 
@@ -241,6 +243,15 @@ section! {
         ///   service = "shop*"                a glob; all services without it
         ///   paths = ["/users/{id}", "/files/{path:path}"]
         patterns: Vec<RoutePatterns> = Vec::new(),
+    }
+}
+
+section! {
+    /// The agent itself.
+    pub struct Agent {
+        /// Say so in the log when its own process uses more than so many per cent of one core in a minute.
+        /// 0: never.
+        cpu_budget: Percent = Percent(5.0),
     }
 }
 

@@ -177,6 +177,10 @@ fn errors_name_their_place() {
             ":2:21: inf is no rate",
         ),
         (
+            "[agent]\ncpu_budget = -1\n",
+            ":2:14: -1 is no share; give per cent",
+        ),
+        (
             "[sampling]\nkeep_slow = 'p98'\n",
             ":2:13: \"p98\" is not slow",
         ),

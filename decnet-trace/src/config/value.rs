@@ -269,6 +269,28 @@ impl From<PerSecond> for f64 {
     }
 }
 
+/// So many per cent.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Percent(pub f64);
+
+impl TryFrom<f64> for Percent {
+    type Error = String;
+
+    fn try_from(percent: f64) -> Result<Self, String> {
+        match percent.is_finite() && percent >= 0.0 {
+            true => Ok(Self(percent)),
+            false => Err(format!("{percent} is no share; give per cent, such as 5")),
+        }
+    }
+}
+
+impl From<Percent> for f64 {
+    fn from(percent: Percent) -> Self {
+        percent.0
+    }
+}
+
 impl Protocol {
     /// gRPC.
     pub(super) fn grpc() -> Self {
