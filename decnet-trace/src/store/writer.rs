@@ -5,6 +5,7 @@ use std::{
     fmt,
     hash::{BuildHasher as _, Hash as _, Hasher as _},
     path::PathBuf,
+    thread,
     time::Duration,
 };
 
@@ -36,6 +37,10 @@ const BUSY: Duration = Duration::from_secs(2);
 
 /// How many rows are deleted with each batch, at least.
 const SWEEP_MIN: usize = 2000;
+
+/// After how many spans of a batch others are let run, about a quarter of a millisecond of work: a batch is a
+/// second's, and whoever shares the CPU would wait for all of it.
+const YIELD_EVERY: usize = 64;
 
 /// A store that is written to.
 pub struct Store {
@@ -231,6 +236,9 @@ impl Store {
                 for span in spans {
                     count += 1;
                     batch.span(&mut insert, span, count)?;
+                    if count.is_multiple_of(YIELD_EVERY) {
+                        thread::yield_now();
+                    }
                 }
             }
             if let Some(profile) = profile {
