@@ -106,39 +106,57 @@ fn keeps_what_is_rare_or_slow() {
     if !support::can_run() {
         return;
     }
-    const SECONDS: u64 = 7;
+    const SECONDS: u64 = 10;
+    const SLOW: Duration = Duration::from_millis(700);
     let service = Service::builder().start().unwrap();
     let pid = service.pid.to_string();
     let rate = ["--traces-per-second", "20", "--keep-slow", "p99"];
     let agent = Agent::start(&[&["--pid", &pid], &rate[..]].concat());
-    let mut requests = vec![Request::get("/slow?ms=1"); 200];
+    let slow = format!("/slow?ms={}", SLOW.as_millis());
+    let mut requests = vec![Request::get("/slow?ms=1"); 300];
     requests[50] = Request::get("/items/7");
-    requests[100] = Request::get("/slow?ms=300");
+    requests[100] = Request::get(&*slow);
     let truth = Load::new(service.target.clone(), requests)
-        .connections(16)
+        .connections(8)
         .rate(400.0)
         .duration(Duration::from_secs(SECONDS))
         .run()
         .unwrap();
     std::thread::sleep(Duration::from_millis(500));
     let seen = agent.stop();
-    let of = |path: &'static str| truth.iter().filter(move |one| one.request.path == path);
+    let of = |path: &str| truth.iter().filter(|one| one.request.path == path).count();
     let rare = |span: &&Span| span.text("url.path") == "/items/7";
-    assert_eq!(
-        seen.spans.iter().filter(rare).count(),
-        of("/items/7").count()
-    );
-    // Until a second has passed in which a hundred were seen, nothing counts as slow.
-    let begin = truth.iter().map(|one| one.start).min().unwrap();
-    let slow = of("/slow?ms=300").filter(|one| one.start - begin > 3_000_000_000);
-    let is_slow = |span: &&Span| span.end - span.start >= 300_000_000;
-    let kept = seen.spans.iter().filter(is_slow).count();
-    let slow = slow.count();
-    assert!(slow > 4 && kept >= slow, "{kept} of {slow}");
-    assert!(of_reason(&seen, "slow").len() >= slow);
+    assert_eq!(seen.spans.iter().filter(rare).count(), of("/items/7"));
+    let owed = surely_slow(&truth, &slow, SLOW);
+    let kept = of_reason(&seen, "slow").len();
+    assert!(owed > 0 && kept >= owed, "{kept}, {owed} owed");
     // Of the flood 18 a second are due; a few hundred more get through at its beginning.
-    let flood = of_reason(&seen, "rate").len() - of("/items/7").count();
-    assert!((80..126 + 400).contains(&flood), "{flood}");
+    let flood = of_reason(&seen, "rate").len() - of("/items/7");
+    assert!((120..187 + 400).contains(&flood), "{flood}");
     assert!(flood < truth.len() / 4, "{flood} of {}", truth.len());
     none_is_lost(&seen, &truth);
+}
+
+/// How many of the route's slow requests were slower than 99 of 100 before them, whatever else took long: a machine
+/// that stands still for a moment makes requests slow that were not meant to be. The agent looks once a second, and
+/// tells nothing from fewer than a hundred.
+fn surely_slow(truth: &[Truth], slow: &str, time: Duration) -> usize {
+    const SECOND: u64 = 1_000_000_000;
+    let route = || {
+        truth
+            .iter()
+            .filter(|one| one.request.path.starts_with("/slow"))
+    };
+    let begin = truth.iter().map(|one| one.start).min().unwrap_or(0);
+    // What a client waits for is longer than what the service sees, and a bucket is known to within its width.
+    let is_long = |one: &&Truth| u128::from(one.end - one.start) > time.as_nanos() * 8 / 10;
+    let is_sure = |one: &&Truth| {
+        let long = route().filter(is_long).filter(|other| other.end <= one.end);
+        let all = route().filter(|other| other.end + 2 * SECOND <= one.end);
+        one.start > begin + 3 * SECOND && long.count() * 1000 < all.count() * 9
+    };
+    route()
+        .filter(|one| one.request.path == slow)
+        .filter(is_sure)
+        .count()
 }
