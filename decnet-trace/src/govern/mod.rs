@@ -1,4 +1,5 @@
-//! What the agent costs the machine, measured while it runs.
+//! What the agent costs the machine, measured and kept low while it runs.
 
 pub mod budget;
 pub mod cost;
+pub mod memory;

@@ -19,6 +19,7 @@ use tracing::debug;
 use crate::{
     discover::{Change, Discovery, RouteReader, Runtime, Selector, TracedProcess},
     error::{Error, Result},
+    govern::memory::Giveback,
     policy::template::Template,
     python::{
         BatchProbes, Inspection, Inspector, PyProcess, PythonResolver, QueueProbes, Unsupported,
@@ -459,6 +460,7 @@ fn work(
         ..Looks::default()
     };
     looks.routes.wanted = routes;
+    let mut giveback = Giveback::new(Instant::now());
     let mut found = Vec::new();
     let send = |found: &mut Vec<Finding>| {
         let mut found = found.drain(..);
@@ -482,6 +484,7 @@ fn work(
             return;
         }
         let now = Instant::now();
+        giveback.tick(now);
         // Where discovery names no time, it is due at once.
         let due = discovery.next_due().unwrap_or(now);
         let due = looks.next_due().map_or(due, |looks| due.min(looks));
