@@ -293,8 +293,11 @@ fn interrupt_and_hangup_write_the_profile() {
     for signal in [Signal::INT, Signal::HUP] {
         let folder = TempDir::new().unwrap();
         let file = folder.path().join("out.svg");
-        let mut recorder = Command::new(AGENT)
-            .args(["record", "-o", file.to_str().unwrap(), "--", "python3"])
+        // Whoever started this test may have it ignore a hangup, as nohup does.
+        let mut recorder = Command::new("env")
+            .args(["--default-signal=INT,HUP", AGENT, "record", "-o"])
+            .arg(&file)
+            .args(["--", "python3"])
             .arg(program("mix.py"))
             .arg("60")
             .stdout(Stdio::piped())

@@ -277,6 +277,13 @@ fn big_head(book: &Book, server: &Server) {
 
 /// While the event loop is blocked, another request waits in its socket.
 fn queue(book: &Book, server: &Server) {
+    // Where this side stands still for a moment, the event loop is free again before the other request is sent.
+    let waited = (0..5).any(|_| waits(book, server) > 80_000_000);
+    assert!(waited, "the event loop was not blocked");
+}
+
+/// How long a request took that was sent while the event loop was blocked, in nanoseconds.
+fn waits(book: &Book, server: &Server) -> u64 {
     let mut waiting = Client::connect(book, "waiting", server);
     waiting.get("/items/1");
     let mut blocking = Client::connect(book, "blocking", server);
@@ -287,14 +294,10 @@ fn queue(book: &Book, server: &Server) {
     let sent = now();
     let body = String::from_utf8(blocking.response().body).unwrap();
     let unblocked: u64 = body.trim().parse().unwrap();
-    let took = waiting.response_after(|began, ended| {
+    waiting.response_after(|began, ended| {
         let at_least = unblocked.saturating_sub(sent);
         (at_least, ended - began)
-    });
-    assert!(
-        took > 80_000_000,
-        "the event loop was not blocked: {took} ns"
-    );
+    })
 }
 
 /// A client that asks and goes before there is an answer.
