@@ -566,6 +566,62 @@ mod tests {
         assert_eq!(parents, [false]);
     }
 
+    /// So many calls wait for the span of their request, and get it; one beyond has no parent rather than a wrong one,
+    /// and is counted.
+    #[test]
+    fn calls_beyond_those_that_may_wait() {
+        const LOOP: u64 = 0x1000;
+        const OWN: u64 = 0x2000;
+        let mut identities = Identities::default();
+        identities.arm(TGID, 1);
+        let mut calls = Calls::new(true, false);
+        calls.watched(TGID, ProcessProbes::none());
+        let reader = of(&mut identities, 10, LOOP);
+        copied(&mut identities, 20, LOOP, OWN);
+        let context = of(&mut identities, 30, OWN);
+        let request = calls.served(
+            &identities,
+            &Exchange {
+                start: 10,
+                response_start: Some(40),
+                end: 50,
+                request_context: reader,
+                response_context: context,
+                ..exchange()
+            },
+        );
+        let mut parents = Vec::new();
+        for more in [HELD_MAX, 1] {
+            for _ in 0..more {
+                calls.made(Outbound::Exchange(Box::new(Exchange {
+                    role: Role::Client,
+                    sock: 2,
+                    start: 30,
+                    response_start: Some(32),
+                    end: 34,
+                    request_context: context,
+                    response_context: 0,
+                    ..exchange()
+                })));
+            }
+            calls.decide(&identities, None, 200, |_, parent| {
+                parents.push(parent.is_some());
+            });
+        }
+        assert_eq!(parents, [false]);
+        assert!(calls.counters().contains(&("calls_held_overflowed", 1)));
+        let span = SpanRef {
+            trace_id: [1; 16],
+            span_id: [1; 8],
+            trace_state: "".into(),
+            trace_flags: 1,
+        };
+        calls.placed(request.expect("a watched process"), span);
+        let mut right = 0;
+        calls.release(|_, parent| right += usize::from(parent.is_some()));
+        assert_eq!(right, HELD_MAX);
+    }
+
     const PROBES: LineageProbes = LineageProbes {
         copied: 1,
         ended: 2,

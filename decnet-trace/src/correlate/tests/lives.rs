@@ -1,7 +1,7 @@
 //! Connections and processes that end, properly or not.
 
 use super::wire::{MS, TGID, Wire, both, ok};
-use crate::correlate::exchange::Role;
+use crate::correlate::{CONNECTS_MAX, exchange::Role};
 
 const GET: &str = "GET /a HTTP/1.1\r\n\r\n";
 const UNTIL_CLOSE: &str = "HTTP/1.0 200 OK\r\n\r\n";
@@ -361,4 +361,22 @@ fn connects() {
         wire.state(ESTABLISHED).request(&[GET]).response(&[ok(0)]);
         assert_eq!((wire.out[0].connect, wire.out[0].before), (None, 0));
     }
+}
+
+/// Connections that are made and say nothing do not pile up: they are counted and forgotten, and of one among them it is
+/// not told how long it took.
+#[test]
+fn silent_connects() {
+    let mut wire = client();
+    for sock in 1..=CONNECTS_MAX as u64 + 1 {
+        wire.sock = sock;
+        wire.state(SYN_SENT).wait(3).state(ESTABLISHED);
+    }
+    assert_eq!(wire.counter("connects_forgotten"), CONNECTS_MAX as u64);
+    wire.sock = 1;
+    wire.request(&[GET]).response(&[ok(0)]);
+    wire.sock = CONNECTS_MAX as u64 + 1;
+    wire.request(&[GET]).response(&[ok(0)]);
+    assert_eq!(wire.out[0].connect, None);
+    assert!(wire.out[1].connect.is_some());
 }
