@@ -85,7 +85,7 @@ fn try_exec() -> Option<()> {
             executed.assume_init_mut()
         };
         executed.flags = target.executed_flags();
-        let _ = TARGETS.insert(current.tgid, &*executed, BPF_EXIST);
+        let _ = TARGETS.insert(current.tgid, executed, BPF_EXIST);
     }
     record(current, ProcWhat::Exec, 0);
     Some(())
