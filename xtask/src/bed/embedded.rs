@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::venv::{self, Venv};
+use super::venv;
 use crate::{
     command::{logged, output, say},
     paths,
@@ -72,8 +72,8 @@ fn build(dir: &Path) -> Result<()> {
     let log = dir.join("log");
     let (series, home, include, library) = static_python()?;
     let sqlite = amalgamation()?;
-    let mut pip = Command::new(Venv::web()?.program("python"));
-    pip.args(["-m", "pip", "download", "--quiet", "--no-deps"])
+    let mut pip = venv::installers()?.pip();
+    pip.args(["download", "--quiet", "--no-deps"])
         .args(["--no-binary", ":all:", "--dest"])
         .arg(dir)
         .arg(format!("{MODULE}=={VERSION}"));

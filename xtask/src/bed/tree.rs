@@ -4,7 +4,6 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -58,15 +57,15 @@ pub fn ensure(series: &str, packages: &[&str]) -> Result<Venv> {
     fs::write(&pins, venv::constraints(environment.version)?)
         .with_context(|| format!("cannot write {}", pins.display()))?;
     let abi = format!("cp{}", series.replace('.', ""));
-    let mut pip = Command::new(Venv::web()?.program("python"));
-    pip.args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"])
+    let mut pip = venv::installers()?.pip();
+    pip.args(["install", "--quiet", "--upgrade", "--target"])
         .arg(dir.join("packages"))
         .args(["--only-binary", ":all:", "--python-version", series])
         .args(["--implementation", "cp", "--abi", &abi])
         .args(["--abi", "abi3", "--abi", "none"])
         .args(["--platform", "manylinux_2_28_x86_64"])
         .args(["--platform", "manylinux2014_x86_64"])
-        .args(["--disable-pip-version-check", "--constraint"])
+        .arg("--constraint")
         .arg(&pins)
         .args(&packages);
     logged(&mut pip, &dir.join("log"), LIMIT)

@@ -53,7 +53,10 @@ const CONSTRAINTS: &[(u32, &str)] = &[
     (13, include_str!("../../assets/python/3.13.txt")),
 ];
 
-/// Time for pip to fetch and install; some packages of a new Python are compiled.
+/// What fills an environment in a second where pip takes ten.
+const UV: &str = "uv==0.13.9";
+
+/// Time to fetch and install; some packages of a new Python are compiled.
 const LIMIT: Duration = Duration::from_secs(900);
 
 /// Debian's own interpreter, which is the default: stripped, and what production runs.
@@ -150,24 +153,70 @@ impl Venv {
             fs::remove_dir_all(&self.dir)
                 .with_context(|| format!("cannot clear {}", self.dir.display()))?;
         }
-        let log = self.dir.with_extension("log");
+        let mut log = self.dir.clone().into_os_string();
+        log.push(".log");
+        let log = PathBuf::from(log);
         let mut venv = Command::new(python);
         venv.args(["-m", "venv"]).arg(&self.dir);
-        logged(&mut venv, &log, LIMIT)?;
-        if !packages.is_empty() {
-            let file = self.dir.join("constraints.txt");
-            fs::write(&file, constraints)
-                .with_context(|| format!("cannot write {}", file.display()))?;
-            let mut pip = Command::new(self.program("python"));
-            pip.args(["-m", "pip", "install", "--quiet", "--prefer-binary"])
-                .args(["--disable-pip-version-check", "--constraint"])
-                .arg(&file)
-                .args(packages);
-            logged(&mut pip, &log, LIMIT).context("cannot install Python packages from PyPI")?;
+        if packages == [UV] {
+            // The one that fills the others has what it takes to fill itself.
+            logged(&mut venv, &log, LIMIT)?;
+            let mut pip = self.pip();
+            pip.args(["install", "--quiet", UV]);
+            logged(&mut pip, &log, LIMIT).context("cannot install uv from PyPI")?;
+        } else {
+            logged(venv.arg("--without-pip"), &log, LIMIT)?;
+            self.install(packages, constraints, &log)?;
         }
         fs::write(self.marker(), "")
             .with_context(|| format!("cannot write {}", self.marker().display()))
     }
+
+    /// Installs packages from PyPI: with uv, or where that fails with pip, whose own settings may know a way that uv
+    /// does not.
+    fn install(&self, packages: &[&str], constraints: &str, log: &Path) -> Result<()> {
+        if packages.is_empty() {
+            return Ok(());
+        }
+        let file = self.dir.join("constraints.txt");
+        fs::write(&file, constraints)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let installers = installers()?;
+        let mut uv = Command::new(installers.program("uv"));
+        uv.args(["pip", "install", "--quiet", "--no-config", "--python"])
+            .arg(self.program("python"))
+            .arg("--cache-dir")
+            .arg(paths::cache()?.join("uv"))
+            .arg("--constraints")
+            .arg(&file)
+            .args(packages);
+        let Err(why) = logged(&mut uv, log, LIMIT) else {
+            return Ok(());
+        };
+        say(format!("{why:#}; trying pip"));
+        let mut pip = installers.pip();
+        pip.arg("--python")
+            .arg(self.program("python"))
+            .args(["install", "--quiet", "--prefer-binary", "--constraint"])
+            .arg(&file)
+            .args(packages);
+        logged(&mut pip, log, LIMIT).context("cannot install Python packages from PyPI")
+    }
+
+    /// Its pip; only [`installers`] have one.
+    pub(super) fn pip(&self) -> Command {
+        let mut pip = Command::new(self.program("python"));
+        pip.args(["-m", "pip", "--disable-pip-version-check"]);
+        pip
+    }
+}
+
+/// The environment that has pip and uv, which fill the others.
+///
+/// # Errors
+/// It cannot be made.
+pub(super) fn installers() -> Result<Venv> {
+    Venv::ensure(&default_python()?, &[UV])
 }
 
 /// Debian's `/usr/bin/python3`, or where there is none the first `python3` in `PATH`; where there is
