@@ -54,12 +54,15 @@ pub fn cargo() -> Command {
 }
 
 /// Whether a variable is one that Cargo sets for the programs of a package that it runs (The Cargo Book, "Environment
-/// variables Cargo sets for crates").
+/// variables Cargo sets for crates"; `OUT_DIR` where the package has a build script).
 fn is_of_a_package(name: &str) -> bool {
     name.starts_with("CARGO_PKG_")
         || name.starts_with("CARGO_MANIFEST_")
         || name.starts_with("CARGO_BIN_")
-        || matches!(name, "CARGO_CRATE_NAME" | "CARGO_PRIMARY_PACKAGE")
+        || matches!(
+            name,
+            "CARGO_CRATE_NAME" | "CARGO_PRIMARY_PACKAGE" | "OUT_DIR"
+        )
 }
 
 /// A command that runs `program` as root: itself where this is root, else with sudo.
@@ -109,6 +112,7 @@ mod tests {
         ] {
             assert!(removed(name), "{name}");
         }
+        assert!(is_of_a_package("OUT_DIR"));
         for name in [
             "CARGO",
             "CARGO_HOME",
