@@ -94,7 +94,7 @@ fn llvm_library(compiler: &Compiler) -> Option<PathBuf> {
 
 fn build(active: &Compiler, cache: &Path, llvm: u32, library: &Path) -> Result<PathBuf> {
     say(format!(
-        "building bpf-linker {VERSION} against {} (once a machine, some two minutes)",
+        "building bpf-linker {VERSION} against {} (once a machine, a minute or two)",
         library.display()
     ));
     let folder = folder(cache, llvm);
@@ -121,6 +121,9 @@ fn build(active: &Compiler, cache: &Path, llvm: u32, library: &Path) -> Result<P
         .arg(&folder)
         .env("RUSTC", active.rustc())
         .env("LLVM_PREFIX", folder.join("llvm"))
+        // LLVM does the work, and is built already: who waits for the rest is not to wait for its optimisation.
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
         // Out of the workspace, whose configuration is not meant for it.
         .current_dir(cache);
     let log = cache.join("bpf-linker.log");

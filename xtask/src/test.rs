@@ -89,6 +89,16 @@ pub fn run(rootless: bool) -> Result<()> {
             cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]),
         ),
     );
+    if !rootless {
+        // All in one build, which keeps more than one processor busy; below nothing is left to build.
+        check(
+            "build",
+            step(
+                "cargo test --no-run",
+                cargo().args(["test", "--no-run", "--all-targets"]),
+            ),
+        );
+    }
     // The integration tests of decnet-trace are the end-to-end tests; all others need no root.
     check(
         "tests",

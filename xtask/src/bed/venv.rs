@@ -185,6 +185,8 @@ impl Venv {
         let mut uv = Command::new(installers.program("uv"));
         uv.args(["pip", "install", "--quiet", "--no-config", "--python"])
             .arg(self.program("python"))
+            // Services are started without leave to write it, and would compile all that they import each time.
+            .arg("--compile-bytecode")
             .arg("--cache-dir")
             .arg(paths::cache()?.join("uv"))
             .arg("--constraints")
