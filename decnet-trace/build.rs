@@ -5,8 +5,10 @@ use std::{env, path::PathBuf};
 
 fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets this"));
-    let target = manifest.join("../target");
+    let objects = manifest.join("../target/objects");
     println!("cargo::rustc-check-cfg=cfg(bpf_object, bpf_log_object)");
+    // The folder, not the files: one that is not there would have Cargo run this, and build all of the crate, each time.
+    println!("cargo::rerun-if-changed={}", objects.display());
     for (file, cfg, variable) in [
         (
             "decnet-trace.bpf.o",
@@ -19,9 +21,7 @@ fn main() {
             "DECNET_TRACE_BPF_LOG_OBJECT",
         ),
     ] {
-        let object = target.join(file);
-        println!("cargo::rerun-if-changed={}", object.display());
-        if let Ok(object) = object.canonicalize() {
+        if let Ok(object) = objects.join(file).canonicalize() {
             println!("cargo::rustc-cfg={cfg}");
             println!("cargo::rustc-env={variable}={}", object.display());
         }

@@ -25,10 +25,10 @@ pub enum Flavour {
 }
 
 impl Flavour {
-    /// Where its object goes: the workspace's `target`, wherever cargo builds, for that is where
+    /// Where its object goes: a folder in the workspace's `target`, wherever cargo builds, for that is where
     /// decnet-trace's build script looks.
     pub fn object(self) -> PathBuf {
-        paths::workspace().join("target").join(match self {
+        paths::workspace().join("target/objects").join(match self {
             Self::Plain => "decnet-trace.bpf.o",
             Self::Log => "decnet-trace-log.bpf.o",
         })

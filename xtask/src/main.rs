@@ -35,12 +35,12 @@ enum Verb {
         ~/.cache/decnet-trace ($XDG_CACHE_HOME is honoured).\n\nExample:\n  cargo xtask setup"
     )]
     Setup,
-    /// Builds the eBPF object, target/decnet-trace.bpf.o
+    /// Builds the eBPF object, target/objects/decnet-trace.bpf.o
     #[command(after_help = "Examples:\n  \
         cargo xtask build-ebpf         what the next build of decnet-trace embeds\n  \
-        cargo xtask build-ebpf --log   with the programs' log calls, target/decnet-trace-log.bpf.o")]
+        cargo xtask build-ebpf --log   with the programs' log calls, target/objects/decnet-trace-log.bpf.o")]
     BuildEbpf {
-        /// Build with the programs' log calls in them, into target/decnet-trace-log.bpf.o
+        /// Build with the programs' log calls in them, into target/objects/decnet-trace-log.bpf.o
         #[arg(long)]
         log: bool,
     },

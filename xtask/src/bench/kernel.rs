@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     bed::process::{Folder, Process},
-    paths,
+    build_ebpf::Flavour,
 };
 
 /// Stretches under statistics, for a spread.
@@ -212,7 +212,7 @@ pub fn run(
     }
     report.section("kernel: prices", "", &table);
     let refused = median(&refused).unwrap_or_default();
-    let object = paths::target().join("decnet-trace.bpf.o");
+    let object = Flavour::Plain.object();
     let object = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
     let names = Names::of(&object)?;
     for &scenario in &setup.scenarios {
