@@ -33,12 +33,11 @@ fn ask(address: SocketAddr, head: &str, body: &str) -> String {
     };
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(
-        stream,
-        "{head}{host}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
+    let length = body.len();
+    // At once: a server that refuses a request by its first line closes before it gets a second piece.
+    let request =
+        format!("{head}{host}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
     // A server that refuses a request closes with the rest of it unread, which resets the connection.
     let read = stream.read_to_end(&mut answer);
