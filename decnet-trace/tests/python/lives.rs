@@ -70,6 +70,24 @@ fn threads_come_and_go() {
     }
 }
 
+/// A process whose threads call and return all the time is supported, whenever it is looked at.
+#[test]
+fn busy_threads() {
+    for interpreter in interpreter::all() {
+        let mut running = interpreters::start(&interpreter, "busy.py", &[]);
+        let _ready = running.json();
+        let mut inspector = Inspector::new();
+        for look in 0..300 {
+            let inspection = inspector.inspect(running.pid());
+            assert!(
+                matches!(inspection, Inspection::Python(_)),
+                "{}, look {look}: {inspection:?}",
+                running.name()
+            );
+        }
+    }
+}
+
 /// A thread that runs in another interpreter of the process is read too, and told apart.
 #[test]
 fn sub_interpreters() {
