@@ -14,11 +14,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use crate::{
     bed::process::{Folder, Process},
     build_ebpf::{self, Flavour},
-    command::{say, shown},
+    command::{output, say, shown},
     paths::workspace,
     run::{cargo, has_sudo},
     setup,
@@ -27,6 +28,9 @@ use crate::{
 /// The longest that one run of `cargo test` may take, the build included: a test that hangs must
 /// not take the others' results with it.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
+
+/// What builds all that is tested.
+const BUILD: [&str; 3] = ["test", "--no-run", "--all-targets"];
 
 /// Tests by how they ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,13 +95,8 @@ pub fn run(rootless: bool) -> Result<()> {
     );
     if !rootless {
         // All in one build, which keeps more than one processor busy; below nothing is left to build.
-        check(
-            "build",
-            step(
-                "cargo test --no-run",
-                cargo().args(["test", "--no-run", "--all-targets"]),
-            ),
-        );
+        let built = step("cargo test --no-run", cargo().args(BUILD));
+        check("build", built.and_then(|()| nothing_left()));
     }
     // The integration tests of decnet-trace are the end-to-end tests; all others need no root.
     check(
@@ -130,6 +129,31 @@ fn step(what: &str, command: &mut Command) -> Result<()> {
         bail!("see above");
     }
     Ok(())
+}
+
+/// What has just been built must not be built again, or each step here and each build of a user takes a minute more: a
+/// build script that watches a file that is not there is enough for that.
+fn nothing_left() -> Result<()> {
+    let again = output(
+        cargo()
+            .args(BUILD)
+            .args(["--quiet", "--message-format=json"]),
+    )?;
+    let stale = built_again(&again);
+    if !stale.is_empty() {
+        bail!("built again, and nothing had changed: {}", stale.join(", "));
+    }
+    Ok(())
+}
+
+/// The targets that Cargo did not find fresh, by its JSON (The Cargo Book, "External Tools", artifact messages).
+fn built_again(messages: &str) -> Vec<String> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact" && message["fresh"] == false)
+        .filter_map(|message| Some(message["target"]["name"].as_str()?.to_owned()))
+        .collect()
 }
 
 /// The object that ships, and the lints of the crate that it is built from.
@@ -371,6 +395,16 @@ test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
         assert_eq!(report.counts.to_string(), "3 passed, 1 failed, 2 skipped");
         let skip = ("b".to_owned(), "no Python 3.14".to_owned());
         assert_eq!(report.skips, [skip]);
+    }
+
+    /// What was compiled is told from what was fresh, and from what is no artifact.
+    #[test]
+    fn stale_targets() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"old"},"fresh":true}
+{"reason":"compiler-artifact","target":{"name":"new"},"fresh":false}
+{"reason":"build-script-executed","fresh":false}
+no JSON"#;
+        assert_eq!(built_again(messages), ["new"]);
     }
 
     /// A test program that dies before its result counts as failed, the last one as well.
