@@ -101,17 +101,13 @@ fn kernel() {
     }
     within(&report, "kernel/plain/agent/service", 0.1, 500.0);
     within(&report, "kernel/refused", 5.0, 5000.0);
-    let price = |name: &str| {
-        report
-            .get(&format!("kernel/trap/{name}"))
-            .map(|figure| figure.value)
-    };
-    let (entry, both) = (price("entry"), price("return"));
-    assert!(entry > Some(50.0) && both > entry, "{entry:?} {both:?}");
+    for trap in ["entry", "return"] {
+        within(&report, &format!("kernel/trap/{trap}"), 50.0, 100_000.0);
+    }
 }
 
-/// A sample takes more than nothing, and less than a millisecond, at each depth; and who stops a process for one
-/// holds it up for longer than who does not.
+/// A sample takes more than nothing, and less than a millisecond, at each depth; and for how long a process stands
+/// still for one is told of the agent and of who stops it.
 #[test]
 fn samples() {
     let Some(report) = smallest(Kind::Samples) else {
@@ -120,16 +116,12 @@ fn samples() {
     for figure in ["10/0", "50/0", "128/0", "50/150"] {
         within(&report, &format!("samples/{figure}/ns"), 100.0, 1e6);
     }
-    let stops = |name: &str| {
-        let figure = report.get(&format!("samples/stops/{name}"));
-        figure.map(|figure| figure.value)
-    };
-    let (own, other) = (stops("decnet-trace"), stops("py-spy"));
-    assert!(own.is_some() && own < other, "{own:?} {other:?}");
+    // Of who does not stop it, only noise is to be seen, to both sides.
+    within(&report, "samples/stops/decnet-trace", -1e6, 1e6);
+    within(&report, "samples/stops/py-spy", 1.0, 1e6);
 }
 
-/// Three records make a request; each stage takes longer than the one before it, decoding allocates
-/// nothing, and spans reach the file.
+/// Each stage takes some time, decoding allocates nothing, and spans reach the file.
 #[test]
 fn pipeline() {
     let Some(report) = smallest(Kind::Pipeline) else {
@@ -137,11 +129,9 @@ fn pipeline() {
     };
     let stage = |name: &str, what: &str| format!("pipeline/plain/to-{name}/{what}");
     within(&report, &stage("decode", "allocations"), 0.0, 0.0);
-    let nanos = ["decode", "correlate", "span", "file"].map(|name| {
+    for name in ["decode", "correlate", "span", "file"] {
         within(&report, &stage(name, "nanos"), 1.0, 1e6);
-        report.get(&stage(name, "nanos")).map(|figure| figure.value)
-    });
-    assert!(nanos.is_sorted(), "{nanos:?}");
+    }
     within(&report, "pipeline/start/attached", 0.01, 60.0);
     within(&report, "pipeline/latency/p50", 0.0, 10_000.0);
 }
