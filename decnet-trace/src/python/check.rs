@@ -30,8 +30,8 @@ const QUICK_LOOKS: u32 = 16;
 /// How many frames of a thread are looked at.
 const FRAMES: usize = 32;
 
-/// How often within one look, where they do not lead to their end: a thread that runs calls and returns meanwhile, and
-/// does so much faster than it is read. Under two milliseconds, and only for a thread that goes on so.
+/// How often a thread's frames are walked within one look, until they fit together: it calls and returns meanwhile, much
+/// faster than it is read. At most some 4,000 small reads, and only for the first thread that never does.
 const WALKS: u32 = 64;
 
 /// Why a process with an interpreter is not looked into.
