@@ -268,7 +268,7 @@ mod tests {
             llvm: 22,
             host: String::new(),
         };
-        let rustups = at("/home/a/.rustup/toolchains/stable-x86_64-unknown-linux-gnu");
+        let rustups = at("/opt/ci/.rustup/toolchains/stable-x86_64-unknown-linux-gnu");
         assert_eq!(
             rustups.rustup_name().unwrap(),
             "stable-x86_64-unknown-linux-gnu"

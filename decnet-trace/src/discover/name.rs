@@ -185,7 +185,7 @@ mod tests {
             ),
             ("python|uvicorn|shop.api:app", "/", "shop.api"),
             ("python|uvicorn|main:app", "/srv/shop", "shop"),
-            ("python|uvicorn|app.main:app", "/home/user/shop", "shop"),
+            ("python|uvicorn|app.main:app", "/srv/web/shop", "shop"),
             ("python|uvicorn|main:app", "/app", "main"),
             (
                 "python|uvicorn|main:app|--app-dir|/srv/shop",
